@@ -1,0 +1,5 @@
+"""``python -m gendiff``."""
+
+from gendiff.cli import main
+
+main()

@@ -1,0 +1,123 @@
+"""Checkpoints that are whole or absent.
+
+A checkpoint is a folder ``step-00002000`` with ``state.pt`` (everything that resuming needs),
+``model.safetensors`` (the averaged weights, for sampling) and ``manifest.json`` (size and SHA-256
+of both). It is written under a temporary name, flushed to disk and renamed; old ones are deleted
+only afterwards. Loading never unpickles code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gendiff.errors import CheckpointError
+
+STATE, WEIGHTS, MANIFEST = "state.pt", "model.safetensors", "manifest.json"
+
+
+def save(
+    folder: Path,
+    step: int,
+    state: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    keep: int,
+) -> Path:
+    """Writes the checkpoint of a step and deletes all but the newest ``keep``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob("*.tmp"):
+        shutil.rmtree(leftover)
+    final = folder / f"step-{step:08d}"
+    temporary = final.with_suffix(".tmp")
+    temporary.mkdir()
+    torch.save(dict(state), temporary / STATE)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    save_file(tensors, temporary / WEIGHTS, dict(metadata))
+    manifest = {name: _fingerprint(temporary / name) for name in (STATE, WEIGHTS)}
+    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    for path in temporary.iterdir():
+        _flush(path)
+    _flush(temporary)
+    if final.exists():  # the same step, saved again after a resume from an older one
+        shutil.rmtree(final)
+    temporary.rename(final)
+    _flush(folder)
+    for old in steps(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def steps(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if path.suffix != ".tmp")
+
+
+def check(path: Path) -> None:
+    """Compares a checkpoint with its manifest.
+
+    Raises:
+        CheckpointError: A file is missing or damaged.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except (OSError, ValueError):
+        raise CheckpointError(f"checkpoint {path} is damaged: no readable {MANIFEST}") from None
+    for name in (STATE, WEIGHTS):
+        if not (path / name).is_file() or _fingerprint(path / name) != manifest.get(name):
+            raise CheckpointError(f"checkpoint {path} is damaged: {name} is not what was written")
+
+
+def newest(folder: Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest whole checkpoint; damaged newer ones are skipped with a warning.
+
+    Raises:
+        CheckpointError: There are checkpoints, and all are damaged.
+    """
+    found = steps(folder)
+    for path in reversed(found):
+        try:
+            check(path)
+        except CheckpointError as error:
+            warn(f"{error}; falling back to the one before")
+        else:
+            return path
+    if found:
+        raise CheckpointError(
+            f"all {len(found)} checkpoints in {folder} are damaged. Remove that folder to start anew"
+        )
+    return None
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """What ``save`` was given as ``state``, on the CPU."""
+    state: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True)
+    return state
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """The averaged weights."""
+    return load_file(path / WEIGHTS)

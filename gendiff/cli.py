@@ -1,0 +1,281 @@
+"""The command line. Bodies import what they need, so that ``--help`` needs neither torch nor plugin.
+
+A user's mistake ends with one line and exit code 2; ``--debug`` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gendiff import __version__
+from gendiff.errors import ConfigError, GendiffError
+
+
+class Commands(click.Group):
+    """Formats errors, and keeps the commands in the order of use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except GendiffError as error:
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            for line in str(error).splitlines():
+                click.echo(f"error: {line}", err=True)
+            ctx.exit(2)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="gendiff")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(debug: bool) -> None:
+    """One diffusion engine for every modality.
+
+    \b
+    gendiff train --modality image            train the embedded default
+    gendiff sample runs/image/default -n 64   draw samples
+    gendiff evaluate runs/image/default       judge them
+    """
+
+
+def _overridable(function: Any) -> Any:
+    for decorator in (
+        click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]..."),
+        click.option("--config", "files", multiple=True, type=click.Path(path_type=Path),
+                     help="A YAML file; may be given again, later ones win."),
+        click.option("--modality", required=True, help="What to generate; see 'gendiff plugins'."),
+    ):
+        function = decorator(function)
+    return function
+
+
+@main.command()
+@_overridable
+@click.option("--dry-run", is_flag=True, help="Check everything, do one step, leave nothing.")
+@click.option("--accept-changes", is_flag=True, help="Resume although the configuration changed.")
+def train(modality: str, files: tuple[Path, ...], overrides: tuple[str, ...], dry_run: bool,
+          accept_changes: bool) -> None:
+    """Train; the same command again goes on where it stopped.
+
+    \b
+    gendiff train --modality image --config configs/image/mnist.yaml image.path=data
+    gendiff train --modality image train.steps=500 name=short
+    """
+    from gendiff import config, console, plugins
+
+    chosen = plugins.modality(modality)
+    resolved = config.resolve(chosen, files, overrides)
+    from gendiff import runs
+    from gendiff import train as training
+
+    report = chosen.prepare(getattr(resolved, chosen.name))
+    console.say(f"data: {report.summary}")
+    for line in report.warnings:
+        console.warn(line)
+    if dry_run:
+        run = runs.Run(runs.folder_of(chosen, resolved), chosen, resolved, report.facts)
+        for line in training.dry_run(run):
+            console.say(line)
+        console.say("dry run: all is well, nothing was written")
+        return
+    run = runs.start(chosen, resolved, report.facts, accept_changes)
+    if training.train(run):
+        console.say(f"trained: {run.folder}")
+        pictures = sorted(run.samples.glob("step-*.png"))
+        if pictures:
+            console.say(f"newest preview: {pictures[-1]}")
+
+
+def _sampling(function: Any) -> Any:
+    for decorator in (
+        click.argument("folder", metavar="RUN", type=click.Path(path_type=Path)),
+        click.option("--sampler", help="Method, in place of the run's: ddim, heun, dpm++2m, …"),
+        click.option("--grid", help="Where its times lie: karras, log_snr, flow, time, quadratic."),
+        click.option("--steps", type=int, help="Steps of the grid."),
+        click.option("--guidance", type=float, help="Scale of classifier-free guidance; 1: none."),
+        click.option("--batch-size", type=int, help="Samples at a time; changes no sample."),
+        click.option("--seed", type=int, default=0, show_default=True, help="Seed."),
+        click.option("--device", help="In place of the run's: cpu, cuda, …"),
+    ):
+        function = decorator(function)
+    return function
+
+
+def _settings(model: Any, options: dict[str, Any]) -> Any:
+    """The run's settings with the options given; a part may be written as YAML."""
+    import yaml
+
+    changes = {k: options[k] for k in ("sampler", "grid", "steps", "guidance", "batch_size")}
+    for key in ("sampler", "grid"):
+        if changes[key] is not None:
+            try:
+                changes[key] = yaml.safe_load(changes[key])
+            except yaml.YAMLError:
+                raise ConfigError(f"--{key}: '{changes[key]}' is not valid YAML") from None
+    return model.settings(**changes)
+
+
+@main.command()
+@_sampling
+@click.option("-n", "count", type=click.IntRange(min=1), default=64, show_default=True,
+              help="How many.")
+@click.option("--cond", "conditions", multiple=True, metavar="NAME=VALUE",
+              help="What to sample, as the modality understands it: label=7.")
+@click.option("--out", type=click.Path(path_type=Path),
+              help="Folder for the files.  [default: RUN/generated/seed-SEED]")
+def sample(folder: Path, count: int, conditions: tuple[str, ...], out: Path | None,
+           **options: Any) -> None:
+    """Draw samples from a run: a file each, and a preview of all.
+
+    \b
+    gendiff sample runs/image/default -n 100 --steps 20 --cond label=7
+    gendiff sample runs/image/default --sampler '{name: heun, churn: 40}'
+    """
+    from gendiff import config, console, generate
+    from gendiff.spaces import join
+
+    model = generate.load(folder, options["device"])
+    settings = _settings(model, options)
+    values: dict[str, Any] = {}
+    for text in conditions:
+        values |= config.parse_override(text)
+    out = out or model.run.folder / "generated" / f"seed-{options['seed']}"
+    run, ids, batches, paths = model.run, list(range(count)), [], []
+    with console.progress(count, 0, "samples") as bar:
+        for batch in model.batches(ids, settings, options["seed"], values):
+            batch = batch.to("cpu")
+            if not batches:
+                _make_folder(out)
+            done = sum(b.space.batch_size for b in batches)
+            size = batch.space.batch_size
+            paths += run.modality.write(run.section, batch, out, ids[done : done + size])
+            batches.append(batch)
+            bar(done + size)
+    preview = run.modality.preview(run.section, join(batches), out / "preview.png")
+    console.say(f"{len(paths)} samples in {out} ({model.calls(settings)} network calls each)")
+    console.say(f"preview: {preview}")
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {path} cannot be made: {error.strerror}") from None
+
+
+@main.command()
+@_sampling
+@click.option("-n", "count", type=click.IntRange(min=2),
+              help="Samples to judge.  [default: the modality's]")
+def evaluate(folder: Path, count: int | None, **options: Any) -> None:
+    """Judge a run: the modality's metrics beside real data, and the held-out loss."""
+    from gendiff import evaluate as judging
+    from gendiff import generate
+
+    model = generate.load(folder, options["device"])
+    settings = _settings(model, options)
+    n = count or model.run.modality.sample_count(model.run.facts)
+    result = judging.evaluate(model, settings, n, options["seed"], cache_folder())
+    judging.show(result)
+    click.echo(f"written to {model.run.folder / 'evaluation.json'}")
+
+
+def cache_folder() -> Path:
+    """Where derived data may be kept: ``GENDIFF_CACHE``, or gendiff in the user's cache."""
+    base = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
+    return Path(os.environ.get("GENDIFF_CACHE", Path(base) / "gendiff"))
+
+
+@main.group(cls=Commands, invoke_without_command=True)
+@click.pass_context
+def plugins(ctx: click.Context) -> None:
+    """List what is installed; 'check NAME' tests a modality."""
+    if ctx.invoked_subcommand is None:
+        _list_plugins()
+
+
+def _list_plugins() -> None:
+    from gendiff import console
+    from gendiff import plugins as finder
+
+    with finder.without_torch():
+        found = finder.find(finder.MODALITIES) + finder.find(finder.PLUGINS)
+    rows = []
+    for plugin in found:
+        kind = "modality" if plugin.group == finder.MODALITIES else "plugin"
+        summary = plugin.modality.summary if plugin.modality else ""
+        rows.append([plugin.name, kind, plugin.distribution, "failed" if plugin.error else "ok",
+                     plugin.error or summary])
+    if not rows:
+        console.say("no plugin is installed. From a clone: pip install -e '.[all]'")
+        return
+    console.table("", ["name", "kind", "package", "status", ""], rows)
+
+
+@plugins.command("list")
+def plugins_list() -> None:
+    """List what is installed."""
+    _list_plugins()
+
+
+@plugins.command("check")
+@click.argument("name")
+def plugins_check(name: str) -> None:
+    """Test that a modality keeps its contract with the engine."""
+    from gendiff.testing import check_modality
+
+    for line in check_modality(name):
+        click.echo(line)
+
+
+@main.group(cls=Commands)
+def config() -> None:
+    """Show or check a configuration."""
+
+
+@config.command()
+@_overridable
+def show(modality: str, files: tuple[Path, ...], overrides: tuple[str, ...]) -> None:
+    """Print the resolved configuration with each key's meaning."""
+    from gendiff import config as configuration
+    from gendiff import plugins as finder
+
+    chosen = finder.modality(modality)
+    resolved = configuration.resolve(chosen, files, overrides)
+    for line in configuration.commented(resolved):
+        click.echo(line)
+
+
+@config.command()
+@_overridable
+def check(modality: str, files: tuple[Path, ...], overrides: tuple[str, ...]) -> None:
+    """Check configuration files; prints every problem at once."""
+    from gendiff import config as configuration
+    from gendiff import plugins as finder
+
+    configuration.resolve(finder.modality(modality), files, overrides)
+    click.echo("valid")
+
+
+@main.command()
+def doctor() -> None:
+    """Versions, devices and plugins, with the traceback of any that fails; made to be pasted."""
+    from gendiff.doctor import examine
+
+    healthy = True
+    for line, fine in examine():
+        click.echo(line)
+        healthy &= fine
+    sys.exit(0 if healthy else 1)

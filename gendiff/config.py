@@ -1,0 +1,342 @@
+"""Configuration: pydantic models, YAML, ``key=value`` overrides, and errors that name their source.
+
+Precedence: command line, ``--config`` files (later wins), the modality's defaults, the defaults
+written in the models below. The resolved configuration is kept in the run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+)
+
+from gendiff.errors import ConfigError
+from gendiff.modality import Modality, Section
+
+
+# --- named parts: schedules, samplers, … --------------------------------------------------------
+
+
+@cache
+def registry(kind: str) -> dict[str, type[Any]]:
+    """Classes by name: the engine's own and those of plugins (hook ``gendiff_parts``)."""
+    from gendiff import grids, objective, plugins, samplers, schedules
+
+    own: dict[str, Mapping[str, type[Any]]] = {
+        "schedule": schedules.SCHEDULES,
+        "sampler": samplers.SAMPLERS,
+        "grid": grids.GRIDS,
+        "times": objective.TIMES,
+        "weight": objective.WEIGHTS,
+    }
+    return dict(own[kind]) | plugins.extra_parts(kind)
+
+
+def build(kind: str, value: Any) -> Any:
+    """Makes a part from its name, or from a mapping of ``name`` and parameters.
+
+    Raises:
+        ValueError: Unknown name or parameter, or a value out of range; one line.
+    """
+    if not isinstance(value, (str, Mapping)):
+        if type(value) in registry(kind).values():
+            return value
+        raise ValueError(f"a name or a mapping with a name is needed, got {value!r}")
+    params = {"name": value} if isinstance(value, str) else dict(value)
+    name = params.pop("name", None)
+    classes = registry(kind)
+    if name not in classes:
+        raise ValueError(f"no {kind} '{name}'.{suggest(str(name), classes)}")
+    fields = [field.name for field in dataclasses.fields(classes[name])]
+    for key in params:
+        if key not in fields:
+            raise ValueError(f"{kind} '{name}' has no '{key}'.{suggest(key, fields)}")
+    try:
+        return _adapter(classes[name]).validate_python(params)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = f"{'.'.join(map(str, problem['loc']))}: " if problem["loc"] else ""
+        raise ValueError(where + _message(problem)) from None
+
+
+@cache
+def _adapter(cls: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
+
+
+def describe(kind: str, part: Any) -> dict[str, Any]:
+    """The mapping that makes this part again."""
+    name = next(name for name, cls in registry(kind).items() if cls is type(part))
+    return {"name": name} | dataclasses.asdict(part)
+
+
+def _named(kind: str) -> Any:
+    return Annotated[
+        Any,
+        BeforeValidator(lambda value: build(kind, value)),
+        PlainSerializer(lambda part: describe(kind, part)),
+    ]
+
+
+# --- the models ---------------------------------------------------------------------------------
+
+
+def _option(default: Any, description: str, **limits: Any) -> Any:
+    return Field(default, description=description, validate_default=True, **limits)
+
+
+class DiffusionConfig(Section):
+    """The process, the prediction and the loss."""
+
+    schedule: _named("schedule") = _option("edm", "t -> alpha, sigma")
+    prediction: Literal["eps", "x", "v", "flow", "edm"] = _option("edm", "what the network puts out")
+    data_std: float = _option(0.5, "standard deviation of the data", gt=0)
+    noise_input: Literal["log_snr", "time"] = _option("log_snr", "what the network embeds")
+    times: _named("times") = _option("log_normal", "density of the training times")
+    weight: _named("weight") = _option("edm", "weight on the squared error of x_hat, by log-SNR")
+    stratified: bool = _option(True, "spread each step's times evenly")
+    cond_dropout: float = _option(0.1, "share of hidden conditions in training", ge=0, le=1)
+    vlb_weight: float = _option(0.001, "weight of the bound that trains a learned variance", ge=0)
+    vlb_steps: int = _option(1000, "steps of that bound's chain", ge=2)
+
+
+class TrainConfig(Section):
+    """The optimisation."""
+
+    steps: int = _option(10_000, "optimiser steps", ge=1)
+    batch_size: int = _option(128, "samples of a step", ge=1)
+    accumulate: int = _option(1, "parts into which a step's batch is cut to save memory", ge=1)
+    lr: float = _option(1e-3, "AdamW's learning rate", gt=0)
+    lr_decay: Literal["constant", "cosine", "linear"] = _option("constant", "to 0 at the last step")
+    warmup_steps: int = _option(100, "steps of linear warm-up", ge=0)
+    betas: tuple[float, float] = _option((0.9, 0.999), "AdamW's betas")
+    weight_decay: float = _option(0.0, "AdamW's weight decay", ge=0)
+    clip_norm: float = _option(1.0, "largest norm of the gradient; 0 for no limit", ge=0)
+    ema_half_life_steps: float = _option(500.0, "half-life of the weights' average", ge=0)
+    ema_warmup: float = _option(0.05, "half-life at most this share of the steps so far", gt=0)
+    precision: Literal["auto", "fp32", "bf16"] = _option("auto", "auto: bf16 on capable GPUs")
+    compile: bool = _option(False, "compile the network (torch.compile, in place)")
+    workers: int = _option(0, "processes that load data", ge=0)
+    log_every_steps: int = _option(100, "steps between log lines", ge=1)
+    sample_every_steps: int = _option(1000, "steps between previews; 0 for the last only", ge=0)
+    checkpoint_every_steps: int = _option(1000, "steps between checkpoints", ge=1)
+    keep_checkpoints: int = _option(2, "how many of the newest checkpoints stay", ge=1)
+
+
+class SampleConfig(Section):
+    """The defaults of sampling, for previews, ``sample`` and ``evaluate``."""
+
+    sampler: _named("sampler") = _option("dpm++2m", "the method")
+    grid: _named("grid") = _option("karras", "where its times lie")
+    steps: int = _option(20, "steps of the grid", ge=1)
+    guidance: float = _option(1.0, "scale of classifier-free guidance; 1 for none", ge=0)
+    batch_size: int = _option(64, "samples at a time", ge=1)
+    preview: int = _option(64, "samples of a preview during training", ge=1)
+
+
+class RunConfig(Section):
+    """Everything a run is made from; a modality adds its section under its own name."""
+
+    name: str = _option("default", "name of the run's folder", pattern=r"^[\w.-]+$")
+    out: str = _option("runs", "folder that holds the runs")
+    seed: int = _option(0, "names every random number of the run", ge=0, lt=2**63)
+    device: str = _option("auto", "auto, cpu, cuda, cuda:1, mps")
+    diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    sample: SampleConfig = Field(default_factory=SampleConfig)
+
+
+# These may differ when a run is resumed: they do not change what is computed.
+VOLATILE = ("out", "device", "train.workers", "train.log_every_steps", "train.keep_checkpoints",
+            "train.checkpoint_every_steps")
+
+
+# --- resolving ----------------------------------------------------------------------------------
+
+
+def resolve(
+    modality: Modality, files: Sequence[Path] = (), overrides: Sequence[str] = ()
+) -> RunConfig:
+    """The configuration of a run.
+
+    Raises:
+        ConfigError: A line for each problem, with the key, its source and a suggestion.
+    """
+    layers: list[tuple[str, dict[str, Any]]] = [(f"{modality.name} defaults",
+                                                 dict(modality.defaults))]
+    layers += [(str(path), read_yaml(path)) for path in files]
+    layers += [("command line", parse_override(text)) for text in overrides]
+    merged: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for source, layer in layers:
+        merged = merge(merged, layer)
+        sources.update(dict.fromkeys(flatten(layer), source))
+    return validate(modality, merged, sources)
+
+
+def validate(
+    modality: Modality, data: Mapping[str, Any], sources: Mapping[str, str] | None = None
+) -> RunConfig:
+    """Checks plain data against the models; see :func:`resolve`."""
+    model = run_config_model(modality)
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        valid = list(_keys(model))
+        lines = [_line(problem, valid, sources or {}) for problem in error.errors()]
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+
+
+def run_config_model(modality: Modality) -> type[RunConfig]:
+    """RunConfig with the modality's section."""
+    section: Any = (modality.Config, Field(default_factory=modality.Config))
+    fields: dict[str, Any] = {modality.name: section}
+    return create_model("RunConfig", __base__=RunConfig, **fields)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping.
+
+    Raises:
+        ConfigError: It is missing, unreadable, or holds something else.
+    """
+    try:
+        data = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"config file {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "cannot be parsed"
+        raise ConfigError(f"config file {path}{where}: invalid YAML: {problem}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"config file {path}: not a text file") from None
+    if not isinstance(data or {}, dict):
+        raise ConfigError(f"config file {path}: keys and values are needed, got {data!r}")
+    return data or {}
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """``train.steps=10`` as {"train": {"steps": 10}}; the value is YAML.
+
+    Raises:
+        ConfigError: There is no ``=``, or the value is not YAML.
+    """
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise ConfigError(f"'{text}': overrides are written key=value, as in train.steps=1000")
+    try:
+        data = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"{key}: the value '{value}' is not valid YAML (command line)") from None
+    for part in reversed(key.split(".")):
+        data = {part: data}
+    return data
+
+
+def merge(base: Any, new: Any) -> Any:
+    """Mappings are merged key by key, but a part of another name replaces the old one."""
+    if not isinstance(new, Mapping):
+        return new
+    if isinstance(base, str) and "name" not in new:
+        base = {"name": base}  # diffusion.schedule.sigma_max=40 over "schedule: edm"
+    if not isinstance(base, Mapping) or ("name" in base and "name" in new
+                                         and "seed" not in base and base["name"] != new["name"]):
+        base = {}
+    return dict(base) | {key: merge(base.get(key), value) for key, value in new.items()}
+
+
+def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys."""
+    if not isinstance(data, Mapping):
+        return {prefix: data}
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """``key: old -> new`` for each key that matters to a run."""
+    a, b = flatten(old), flatten(new)
+    lines = []
+    for key in sorted(a.keys() | b.keys()):
+        if key not in VOLATILE and a.get(key) != b.get(key):
+            lines.append(f"{key}: {a.get(key)} -> {b.get(key)}")
+    return lines
+
+
+def dump(config: RunConfig) -> dict[str, Any]:
+    """Plain data that :func:`validate` turns into the same configuration."""
+    return config.model_dump(mode="json")
+
+
+def commented(config: RunConfig) -> Iterator[str]:
+    """The configuration as YAML, with each option's description behind it."""
+    meaning = dict(help_lines(type(config)))
+    yield from _commented(dump(config), meaning, "", "")
+
+
+def _commented(
+    data: Mapping[str, Any], meaning: Mapping[str, str], prefix: str, indent: str
+) -> Iterator[str]:
+    for key, value in data.items():
+        path = prefix + key
+        note = f"  # {meaning[path]}" if meaning.get(path) else ""
+        if isinstance(value, dict) and path not in meaning:
+            yield f"{indent}{key}:"
+            yield from _commented(value, meaning, path + ".", indent + "  ")
+        else:
+            text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False)
+            yield f"{indent}{key}: {text.removesuffix('...' + chr(10)).strip()}{note}"
+
+
+def help_lines(model: type[Section], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, description) of every option."""
+    for name, field in model.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            yield from help_lines(annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field.description or ""
+
+
+def _keys(model: type[Section]) -> Iterator[str]:
+    return (key for key, _ in help_lines(model))
+
+
+def suggest(word: str, valid: Sequence[str] | Mapping[str, Any]) -> str:
+    """`` Did you mean 'x'?`` or the list of what is valid, to be put behind a message."""
+    close = difflib.get_close_matches(word, list(valid), 1, 0.5)
+    if close:
+        return f" Did you mean '{close[0]}'?"
+    return f" Choose from: {', '.join(valid)}" if len(valid) <= 20 else ""
+
+
+def _message(problem: Any) -> str:
+    text = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    return text if problem["type"] == "value_error" else f"{text}, got {problem['input']!r}"
+
+
+def _line(problem: Any, valid: Sequence[str], sources: Mapping[str, str]) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    # The source of the longest known key that this one continues, or that continues this one.
+    related = [k for k in sources if k == key or key.startswith(k + ".") or k.startswith(key + ".")]
+    source = f" ({sources[max(related, key=len)]})" if related else ""
+    if problem["type"] == "extra_forbidden":
+        sections = {k.rpartition(".")[0] for k in valid} - {""}
+        return f"unknown key '{key}'{source}.{suggest(key, [*valid, *sections])}"
+    return f"{key}: {_message(problem)}{source}"

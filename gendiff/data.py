@@ -1,0 +1,75 @@
+"""Endless, stateless data order.
+
+Visit v of a data set of N items is item ``order(epoch)[v mod N]`` of epoch ``v // N``, whose
+order is a function of (seed, epoch); whatever is random about the item is a function of
+(seed, v). So the data of a training step are a function of its number: there is no position to
+save, and neither workers nor prefetching can lose it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from gendiff.noise import derive_seed, generator
+from gendiff.spaces import Batch
+
+Key = tuple[int, int]  # index of an item, seed of its augmentation
+
+
+class VisitOrder(Sampler[list[Key]]):
+    """Batches of keys from a step on, for ever.
+
+    Args:
+        length: N.
+        batch_size: Items of a batch.
+        seed: The run's seed.
+        first: Number of the first batch; batch k holds the visits k B to (k + 1) B - 1.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int, first: int = 0) -> None:
+        self.length, self.batch_size, self.seed, self.first = length, batch_size, seed, first
+        self._epoch, self._permutation = -1, torch.empty(0)
+
+    def key(self, visit: int) -> Key:
+        """Item and seed of a visit."""
+        epoch, position = divmod(visit, self.length)
+        if epoch != self._epoch:
+            gen = generator("order", self.seed, epoch)
+            self._epoch, self._permutation = epoch, torch.randperm(self.length, generator=gen)
+        return int(self._permutation[position]), derive_seed("item", self.seed, visit)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        visit = self.first * self.batch_size
+        while True:
+            yield [self.key(v) for v in range(visit, visit + self.batch_size)]
+            visit += self.batch_size
+
+
+class InOrder(Sampler[list[Key]]):
+    """Each item once, in order, with seed 0: for held-out data."""
+
+    def __init__(self, length: int, batch_size: int) -> None:
+        self.length, self.batch_size = length, batch_size
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for start in range(0, self.length, self.batch_size):
+            yield [(i, 0) for i in range(start, min(start + self.batch_size, self.length))]
+
+
+def loader(
+    dataset: Dataset[Any],
+    collate: Callable[[Sequence[Any]], Batch],
+    order: Sampler[list[Key]],
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """Iterates over the batches of an order."""
+    return iter(
+        DataLoader(
+            dataset, batch_sampler=order, collate_fn=collate,  # type: ignore[arg-type]
+            num_workers=workers, persistent_workers=workers > 0,
+        )
+    )

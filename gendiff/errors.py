@@ -1,0 +1,38 @@
+"""Errors meant for the person at the keyboard: one line that names what is wrong and the fix.
+
+The command line prints them without a traceback and exits with code 2; ``--debug`` shows all.
+"""
+
+from __future__ import annotations
+
+
+class GendiffError(Exception):
+    """Base of every error that a user can mend."""
+
+
+class ConfigError(GendiffError):
+    """A configuration key or value is wrong; the message holds a line for each problem."""
+
+
+class DataError(GendiffError):
+    """A data set is missing, empty or damaged."""
+
+
+class PluginError(GendiffError):
+    """A plugin is unknown, ambiguous, too new, or fails to load."""
+
+
+class RunError(GendiffError):
+    """A run folder is missing, unwritable, or was made with another configuration."""
+
+
+class CheckpointError(GendiffError):
+    """A checkpoint is missing, damaged, or does not fit the model."""
+
+
+class SamplingError(GendiffError):
+    """A sampler, grid or guidance cannot be used with this schedule or denoiser."""
+
+
+class NonFiniteError(GendiffError):
+    """Training produced non-finite losses or gradients several times in a row."""

@@ -1,0 +1,149 @@
+r"""Time grids: the times t_0 > t_1 > … > t_N at which a sampler stands.
+
+A grid is data for a sampler: any grid goes with any sampler and any schedule. ``steps`` N is the
+number of steps; t_0 is the start (pure noise, or part-way for editing) and t_N = 0, the data.
+
+================ ==================================================== =========================
+name              uniform in                                           source
+================ ==================================================== =========================
+``time``          t; for N = T the DDPM chain itself ("trailing")      Ho et al., 2020
+``quadratic``     :math:`\sqrt t`                                      Song et al., 2021 (DDIM)
+``karras``        :math:`\tilde\sigma^{1/\rho}`                        Karras et al., 2022, eq. 5
+``log_snr``       :math:`\log snr`                                     Lu et al., 2022
+``flow``          :math:`\sigma / (\alpha + \sigma)`                   time of rectified flow
+================ ==================================================== =========================
+
+with :math:`\tilde\sigma = \sigma / \alpha`. The log-SNR is infinite at the data, so ``karras``
+and ``log_snr`` place N times down to ``sigma_min`` and end with one step to t = 0.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gendiff.errors import SamplingError
+from gendiff.schedules import Schedule
+
+
+class Grid(ABC):
+    """A rule that places N + 1 times."""
+
+    def times(self, schedule: Schedule, steps: int, start: float = 1.0) -> list[float]:
+        """The times t_0 = start > … > t_N = 0, as floats.
+
+        Raises:
+            SamplingError: ``steps`` is below 1 or the times are not strictly falling.
+        """
+        if steps < 1:
+            raise SamplingError(f"steps={steps}: a sampler needs at least 1 step")
+        if not 0 < start <= 1:
+            raise SamplingError(f"start={start}: a time in (0, 1] is needed")
+        # Python floats keep both ends exact; a round trip through the log-SNR would not.
+        inner = self.place(schedule, steps, torch.tensor(start, dtype=torch.float64))
+        return check_times([start, *inner[1:].tolist(), 0.0])
+
+    @abstractmethod
+    def place(self, schedule: Schedule, steps: int, start: Tensor) -> Tensor:
+        """The first N times, float64, (N,); the caller pins the first to ``start``."""
+
+
+def check_times(times: list[float]) -> list[float]:
+    """Returns the times if they fall strictly from at most 1 to at least 0.
+
+    Raises:
+        SamplingError: They do not.
+    """
+    for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
+        if not 1 >= t > s >= 0:
+            raise SamplingError(
+                f"times must fall strictly from 1 to 0; times {i} and {i + 1} are {t:g}, {s:g}. "
+                "Use fewer steps or another grid"
+            )
+    return times
+
+
+def _spread(first: Tensor | float, last: float, count: int) -> Tensor:
+    """``count`` equidistant numbers from first to last, first alone if count is 1."""
+    fraction = torch.arange(count, dtype=torch.float64) / max(count - 1, 1)
+    return first + (last - first) * fraction
+
+
+@dataclass(frozen=True)
+class UniformTime(Grid):
+    """Uniform in t."""
+
+    def place(self, schedule: Schedule, steps: int, start: Tensor) -> Tensor:
+        return start * (steps - torch.arange(steps, dtype=torch.float64)) / steps
+
+
+@dataclass(frozen=True)
+class Quadratic(Grid):
+    """Uniform in the square root of t: finer near the data."""
+
+    def place(self, schedule: Schedule, steps: int, start: Tensor) -> Tensor:
+        return start * ((steps - torch.arange(steps, dtype=torch.float64)) / steps) ** 2
+
+
+@dataclass(frozen=True)
+class FlowTime(Grid):
+    """Uniform in sigma / (alpha + sigma)."""
+
+    def place(self, schedule: Schedule, steps: int, start: Tensor) -> Tensor:
+        first = torch.sigmoid(-schedule.log_snr(start) / 2)
+        tau = first * (steps - torch.arange(steps, dtype=torch.float64)) / steps
+        return schedule.inverse(-2 * torch.logit(tau))
+
+
+@dataclass(frozen=True)
+class Karras(Grid):
+    """Uniform in (sigma / alpha)^(1 / rho), between two noise scales.
+
+    Args:
+        rho: 7 in the paper.
+        sigma_min: The last scale before 0.
+        sigma_max: The first scale where the schedule has none: if it starts without any signal.
+    """
+
+    rho: float = 7.0
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def place(self, schedule: Schedule, steps: int, start: Tensor) -> Tensor:
+        first = _first_sigma(schedule, start, self.sigma_max, self.sigma_min) ** (1 / self.rho)
+        sigma = _spread(first, self.sigma_min ** (1 / self.rho), steps) ** self.rho
+        return schedule.inverse(-2 * torch.log(sigma))
+
+
+@dataclass(frozen=True)
+class LogSNR(Grid):
+    """Uniform in log-SNR, between two noise scales; arguments as for :class:`Karras`."""
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def place(self, schedule: Schedule, steps: int, start: Tensor) -> Tensor:
+        first = _first_sigma(schedule, start, self.sigma_max, self.sigma_min)
+        return schedule.inverse(-2 * _spread(math.log(first), math.log(self.sigma_min), steps))
+
+
+def _first_sigma(schedule: Schedule, start: Tensor, largest: float, smallest: float) -> float:
+    sigma = math.exp(min(-schedule.log_snr(start).item() / 2, 700))
+    if sigma <= smallest:
+        raise SamplingError(
+            f"sigma_min={smallest:g} is not below the first noise scale {sigma:g}. Lower sigma_min"
+        )
+    return sigma if sigma < math.exp(700) else largest
+
+
+GRIDS: dict[str, type[Grid]] = {
+    "time": UniformTime,
+    "quadratic": Quadratic,
+    "karras": Karras,
+    "log_snr": LogSNR,
+    "flow": FlowTime,
+}

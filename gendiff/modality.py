@@ -1,0 +1,158 @@
+"""The contract between the engine and a modality: one object, handed over by a plugin.
+
+A modality brings data and a backbone. It never brings a training loop, a noise schedule, a
+sampler, a checkpoint format or randomness of its own: these are the engine's, and every modality
+has all of them. This module imports no torch, and a plugin's entry-point module must not either,
+so that ``gendiff plugins`` stays instant.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from gendiff import PLUGIN_API
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.utils.data import Dataset
+
+    from gendiff.spaces import Batch, Cond, Space
+
+
+class Section(BaseModel):
+    """A section of the configuration: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What ``prepare`` found.
+
+    Args:
+        summary: One line for the person who waits.
+        facts: What the other methods need to know of the data (number of classes, size, …).
+            Plain JSON values: they are kept in the run, so that sampling needs no data.
+        warnings: One line each.
+    """
+
+    summary: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which samples to make.
+
+    Args:
+        ids: Their numbers; sample i depends on the seed and i alone.
+        seed: The seed.
+        values: What the person asked for (``--cond label=7``), names to plain values.
+    """
+
+    ids: Sequence[int]
+    seed: int = 0
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure about samples, with what is needed to judge it.
+
+    Args:
+        name: What was measured, named as what it is.
+        value: The figure.
+        better: ``"lower"`` or ``"higher"``.
+        floor: The same measured on held-out real data against real data, where it exists.
+        note: Definition, reference set and counts, in one line.
+    """
+
+    name: str
+    value: float
+    better: str
+    floor: float | None = None
+    note: str = ""
+
+
+class Modality(ABC):
+    """What a plugin implements. ``config`` is always an instance of the class's ``Config``.
+
+    A method that needs the data's ``facts`` gets what :meth:`prepare` reported.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    api_version: ClassVar[int] = PLUGIN_API
+    Config: ClassVar[type[Section]] = Section
+    # Differences from the engine's own defaults, as in a YAML file: {"train": {"steps": 2000}}.
+    defaults: ClassVar[Mapping[str, Any]] = {}
+
+    @abstractmethod
+    def prepare(self, config: Any) -> DataReport:
+        """Finds, checks and caches the data, before anything else happens.
+
+        Raises:
+            DataError: The data is missing, empty or damaged; the message says where and the fix.
+        """
+
+    @abstractmethod
+    def dataset(self, config: Any, facts: Mapping[str, Any], split: str) -> Dataset[Any]:
+        """The ``"train"`` or ``"test"`` split, map-style.
+
+        ``dataset[index, seed]`` is an item; whatever is random about it (a flip, a crop) is a
+        function of the given integer seed. The held-out split must not use the seed.
+        """
+
+    @abstractmethod
+    def collate(self, config: Any, items: Sequence[Any]) -> Batch:
+        """Makes a batch of items."""
+
+    @abstractmethod
+    def backbone(self, config: Any, facts: Mapping[str, Any]) -> nn.Module:
+        """The network, ``(x, noise, cond, space) -> like x``.
+
+        ``x`` is the input-scaled noisy state; ``noise`` (B,) or (B, P) the number that stands for
+        the noise level (see :mod:`gendiff.denoiser`); ``cond`` a :class:`gendiff.spaces.Cond` or
+        None; ``space`` the batch's space. The output may have twice the width on axis 1: the
+        second half then is the learned reverse variance (Nichol & Dhariwal, 2021).
+        """
+
+    @abstractmethod
+    def templates(
+        self, config: Any, facts: Mapping[str, Any], request: Request
+    ) -> tuple[Space, Cond | None]:
+        """The space and the conditions of the samples to be made.
+
+        What they hold for a sample may depend on its id and the seed only, not on its neighbours.
+
+        Raises:
+            ConfigError: The request names something unknown or out of range.
+        """
+
+    @abstractmethod
+    def write(self, config: Any, batch: Batch, folder: Path, ids: Sequence[int]) -> list[Path]:
+        """Writes each sample to a file of its own in ``folder``, named after its id."""
+
+    @abstractmethod
+    def preview(self, config: Any, batch: Batch, path: Path) -> Path:
+        """Draws the samples into one picture at ``path`` (a PNG)."""
+
+    @abstractmethod
+    def metrics(
+        self, config: Any, facts: Mapping[str, Any], samples: Batch, cache: Path, seed: int
+    ) -> list[Measure]:
+        """Judges generated samples against held-out data.
+
+        ``cache`` is a folder in which feature networks and statistics of the data may be kept.
+        """
+
+    def sample_count(self, facts: Mapping[str, Any]) -> int:
+        """How many samples ``gendiff evaluate`` makes when it is not told."""
+        return 1000

@@ -1,0 +1,272 @@
+r"""The training objective: one path, with times and weights as data.
+
+.. math:: L = \mathbb E_{t, x, \epsilon}\; w(\lambda_t)\, \lVert \hat x(x_t, t) - x \rVert^2,
+          \qquad \lambda = \log snr.
+
+The weight is stated once, on :math:`\hat x`, as a function of the log-SNR. Since
+:math:`\hat x - x = c_{out} (F - target)`, the same loss in the network's own units has the weight
+:math:`w\, c_{out}^2`, and that is how it is computed: no subtraction of large numbers, and the
+same weight gives the same loss whatever is predicted. Some pairs are identities of the papers:
+
+=========  ===========================================  =========================================
+weight      w(snr)                                       mean squared error of
+=========  ===========================================  =========================================
+``eps``     snr                                          eps: DDPM's L_simple (eq. 14)
+``x``       1                                            x
+``v``       1 + snr                                      v, for VP schedules
+``flow``    :math:`(1 + \sqrt{snr})^2`                   the velocity of rectified flow
+``edm``     :math:`snr + 1 / s^2`                        F, with EDM's preconditioning (table 1)
+``min_snr`` :math:`\min(snr, \gamma)`                    Hang et al., 2023, eq. 8
+=========  ===========================================  =========================================
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gendiff.denoiser import PREDICTIONS, Denoiser, noise_number, scalings
+from gendiff.noise import NoiseSource, generator
+from gendiff.samplers import interpolate_variance, posterior
+from gendiff.schedules import Schedule
+from gendiff.spaces import Batch
+
+
+class Times(ABC):
+    """A density over times, as the map from a uniform number to a time (its quantile function)."""
+
+    @abstractmethod
+    def __call__(self, u: Tensor, schedule: Schedule) -> Tensor:
+        """Times in (0, 1] for float64 numbers u in (0, 1), both of shape (B,)."""
+
+
+@dataclass(frozen=True)
+class Uniform(Times):
+    """Uniform in t; on the grid k/T, k = 1…T, if ``steps`` T is given (DDPM)."""
+
+    steps: int | None = None
+
+    def __call__(self, u: Tensor, schedule: Schedule) -> Tensor:
+        return u if self.steps is None else torch.ceil(u * self.steps) / self.steps
+
+
+@dataclass(frozen=True)
+class LogitNormal(Times):
+    """logit(t) is normal (Esser et al., 2024, https://arxiv.org/abs/2403.03206, section 3.1)."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __call__(self, u: Tensor, schedule: Schedule) -> Tensor:
+        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
+
+
+@dataclass(frozen=True)
+class LogNormal(Times):
+    """log(sigma / alpha) is normal (Karras et al., 2022, table 1), sigma in the data's units.
+
+    Times beyond the schedule's end are moved to the end.
+    """
+
+    mean: float = -1.2
+    std: float = 1.2
+
+    def __call__(self, u: Tensor, schedule: Schedule) -> Tensor:
+        log_sigma = self.mean + self.std * torch.special.ndtri(u)
+        return schedule.inverse(-2 * log_sigma).clamp(max=1)
+
+
+TIMES: dict[str, type[Times]] = {
+    "uniform": Uniform,
+    "logit_normal": LogitNormal,
+    "log_normal": LogNormal,
+}
+
+
+class Weight(ABC):
+    """A weight on the squared error of x_hat, as the logarithm of w at a log-SNR."""
+
+    @abstractmethod
+    def __call__(self, log_snr: Tensor, data_std: float) -> Tensor:
+        """log w, of the shape of ``log_snr``."""
+
+
+@dataclass(frozen=True)
+class Eps(Weight):
+    """The squared error of eps, DDPM's L_simple."""
+
+    def __call__(self, log_snr: Tensor, data_std: float) -> Tensor:
+        return log_snr
+
+
+@dataclass(frozen=True)
+class X(Weight):
+    """The squared error of x."""
+
+    def __call__(self, log_snr: Tensor, data_std: float) -> Tensor:
+        return torch.zeros_like(log_snr)
+
+
+@dataclass(frozen=True)
+class V(Weight):
+    """The squared error of v."""
+
+    def __call__(self, log_snr: Tensor, data_std: float) -> Tensor:
+        return torch.nn.functional.softplus(log_snr)
+
+
+@dataclass(frozen=True)
+class FlowMatching(Weight):
+    """The squared error of the velocity eps - x (conditional flow matching)."""
+
+    def __call__(self, log_snr: Tensor, data_std: float) -> Tensor:
+        return 2 * torch.nn.functional.softplus(log_snr / 2)
+
+
+@dataclass(frozen=True)
+class EDMWeight(Weight):
+    """(sigma^2 + s^2) / (sigma s)^2, the weight that makes EDM's error uniform at the start."""
+
+    def __call__(self, log_snr: Tensor, data_std: float) -> Tensor:
+        return torch.logaddexp(log_snr, log_snr.new_tensor(-2 * math.log(data_std)))
+
+
+@dataclass(frozen=True)
+class MinSNR(Weight):
+    """min(snr, gamma) (Hang et al., 2023, https://arxiv.org/abs/2303.09556)."""
+
+    gamma: float = 5.0
+
+    def __call__(self, log_snr: Tensor, data_std: float) -> Tensor:
+        return log_snr.clamp(max=math.log(self.gamma))
+
+
+WEIGHTS: dict[str, type[Weight]] = {
+    "eps": Eps,
+    "x": X,
+    "v": V,
+    "flow": FlowMatching,
+    "edm": EDMWeight,
+    "min_snr": MinSNR,
+}
+
+
+class Loss(NamedTuple):
+    """The mean loss, and what is logged: each sample's loss and log-SNR, (B,)."""
+
+    mean: Tensor
+    per_sample: Tensor
+    log_snr: Tensor
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Draws times and noise, calls the network, weighs the error.
+
+    Args:
+        times: The density of times.
+        weight: The weight.
+        stratified: Spread the batch's times evenly: the uniform numbers are (i + u_i) / B over all
+            ranks and accumulation steps. Same mean, less variance.
+        cond_dropout: Probability with which a sample's condition is hidden.
+        vlb_weight: Weight of the variational bound, in bits/dim, that trains a learned variance
+            (Nichol & Dhariwal, 2021, eq. 16: 0.001).
+        vlb_steps: T of that bound's chain. The bound is exact for times on its grid,
+            ``Uniform(steps=T)``.
+    """
+
+    times: Times
+    weight: Weight
+    stratified: bool = True
+    cond_dropout: float = 0.0
+    vlb_weight: float = 0.001
+    vlb_steps: int = 1000
+
+    def draw(self, count: int, seed: int, step: int, slot: int = 0, slots: int = 1) -> Tensor:
+        """Uniform numbers (count,) in (0, 1), float64: part ``slot`` of ``slots`` of the step's.
+
+        A slot is a rank's accumulation step: together the slots' numbers are stratified.
+        """
+        total = count * slots
+        u = torch.rand(total, generator=generator("times", seed, step), dtype=torch.float64)
+        if self.stratified:
+            u = (torch.arange(total, dtype=torch.float64) + u) / total
+        return u[slot::slots].clamp(min=1e-12, max=1 - 1e-12)
+
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        batch: Batch,
+        noise: NoiseSource,
+        *,
+        seed: int,
+        step: int,
+        slot: int = 0,
+        slots: int = 1,
+    ) -> Loss:
+        """The loss of one batch; random numbers are functions of the integers given.
+
+        Args:
+            denoiser: Network, schedule and prediction.
+            batch: The data.
+            noise: Source of eps; ``step`` is the draw.
+            seed, step: Name the random numbers of times and dropped conditions.
+            slot, slots: See :meth:`draw`.
+        """
+        space, x = batch.space, batch.x
+        t = self.times(self.draw(space.batch_size, seed, step, slot, slots), denoiser.schedule)
+        cond = batch.cond
+        if cond is not None and self.cond_dropout:
+            gen = generator("dropout", seed, step, slot)
+            hidden = torch.rand(space.batch_size, generator=gen) < self.cond_dropout
+            cond = cond.drop(hidden.to(x.device))
+        return self.at(denoiser, Batch(x, space, cond), t, space.noise(noise, step))
+
+    def at(self, denoiser: Denoiser, batch: Batch, t: Tensor, eps: Tensor) -> Loss:
+        """The loss at given times (B,), float64 on the CPU, and noise, of the shape of x."""
+        space, x = batch.space, batch.x
+        alpha, sigma = denoiser.schedule(t)
+        log_snr = denoiser.schedule.log_snr(t)
+        p, q = PREDICTIONS[denoiser.prediction](alpha, sigma, denoiser.data_std)
+        scales = scalings(denoiser.prediction, denoiser.data_std, alpha, sigma)
+        weight = self.weight(log_snr, denoiser.data_std).exp() * scales.c_out**2
+
+        def rows(value: Tensor) -> Tensor:
+            return space.expand(value.to(x))
+
+        x_t = rows(alpha) * x + rows(sigma) * eps
+        number = (noise_number(log_snr) if denoiser.uses_log_snr else 1000 * t).to(x)
+        out, variance = denoiser.network(rows(scales.c_in) * x_t, number, batch.cond, space)
+        error = (space.project(out) - (rows(p) * x + rows(q) * eps)).square()
+        loss = space.mean(rows(weight) * error)
+        if variance is not None:
+            x_hat = space.project(rows(scales.c_skip) * x_t + rows(scales.c_out) * out)
+            bound = self._variance_bound(denoiser.schedule, batch, t, x_hat.detach(), variance)
+            loss = loss + self.vlb_weight * bound
+        return Loss(loss.mean(), loss.detach(), log_snr if log_snr.ndim == 1 else log_snr[:, 0])
+
+    def _variance_bound(
+        self, schedule: Schedule, batch: Batch, t: Tensor, x_hat: Tensor, v: Tensor
+    ) -> Tensor:
+        r"""T times KL(q(x_s | x_t, x) || p(x_s | x_t)), s = t - 1/T, in bits/dim, (B,).
+
+        The mean comes from x_hat with its gradient stopped, so that the bound trains the variance
+        only (Nichol & Dhariwal, 2021, section 3.1). The chain's first step, a decoder, is left
+        out: it has no variance to learn.
+        """
+        space, steps = batch.space, self.vlb_steps
+        k = torch.round(t * steps)
+        inner = (k >= 2).to(x_hat)
+        k = k.clamp(min=2)
+        low, high, gain = posterior(schedule, k / steps, (k - 1) / steps)
+        low, high = (space.expand(value.to(x_hat)) for value in (low, high))
+        log_variance = interpolate_variance(low, high, v)
+        offset = space.expand(gain.to(x_hat)) * (batch.x - x_hat)
+        kl = log_variance - low + (low - log_variance).exp() - 1
+        kl = (kl + offset.square() * (-log_variance).exp()) / 2
+        return steps * inner * space.mean(kl) / math.log(2)

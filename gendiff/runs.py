@@ -1,0 +1,168 @@
+"""The folder of a run: what it is made from, where its files lie.
+
+``runs/<modality>/<name>/`` holds ``config.yaml`` (resolved), ``run.json`` (modality, data facts,
+versions, command line), ``log.txt``, ``metrics.jsonl``, ``samples/`` and ``checkpoints/``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import gendiff
+from gendiff import config as configuration
+from gendiff import plugins
+from gendiff.config import RunConfig
+from gendiff.errors import RunError
+from gendiff.modality import Modality
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: its folder, its modality, its configuration and the facts of its data."""
+
+    folder: Path
+    modality: Modality
+    config: RunConfig
+    facts: dict[str, Any]
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        """The folder of the previews made in training."""
+        return self.folder / "samples"
+
+    @property
+    def section(self) -> Any:
+        """The modality's own section of the configuration."""
+        return getattr(self.config, self.modality.name)
+
+
+def folder_of(modality: Modality, config: RunConfig) -> Path:
+    """Where the run of a configuration lives."""
+    return Path(config.out) / modality.name / config.name
+
+
+def start(
+    modality: Modality, config: RunConfig, facts: Mapping[str, Any], accept_changes: bool = False
+) -> Run:
+    """Makes the folder of a new run, or opens that of a run to be resumed.
+
+    Raises:
+        RunError: The folder cannot be written, or holds a run of another configuration.
+    """
+    folder = folder_of(modality, config)
+    run = Run(folder, modality, config, json.loads(json.dumps(dict(facts))))
+    if (folder / "run.json").exists():
+        changes = configuration.differences(_read_config(folder), configuration.dump(config))
+        if changes and not accept_changes:
+            raise RunError(
+                f"{folder} was made with another configuration ({'; '.join(changes)}). "
+                "Give the new run a name (name=…), or go on with --accept-changes"
+            )
+    try:
+        run.samples.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "config.yaml", _config_text(run))
+        write_atomically(folder / "run.json", json.dumps(_provenance(run), indent=1))
+    except OSError as error:
+        raise RunError(
+            f"run folder {folder} cannot be written: {error.strerror}. Choose another with out=…"
+        ) from None
+    return run
+
+
+def load(folder: Path) -> Run:
+    """Opens the folder of a run.
+
+    Raises:
+        RunError: It is no run.
+        ConfigError: Its configuration does not fit the installed plugin.
+        PluginError: Its modality is not installed.
+    """
+    if not (folder / "run.json").is_file() or not (folder / "config.yaml").is_file():
+        hint = "no such folder" if not folder.exists() else "no run.json and config.yaml in it"
+        raise RunError(f"{folder} is not a run ({hint}). Give the folder that 'gendiff train' made")
+    try:
+        record = json.loads((folder / "run.json").read_text())
+        name, facts = record["modality"], record["facts"]
+    except (ValueError, KeyError, TypeError):
+        raise RunError(f"{folder / 'run.json'} is damaged") from None
+    modality = plugins.modality(name)
+    data = _read_config(folder)
+    sources = dict.fromkeys(configuration.flatten(data), str(folder / "config.yaml"))
+    return Run(folder, modality, configuration.validate(modality, data, sources), facts)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    return configuration.read_yaml(folder / "config.yaml")
+
+
+def _config_text(run: Run) -> str:
+    text = yaml.safe_dump(configuration.dump(run.config), sort_keys=False)
+    return f"# resolved configuration; run.json has versions and command line\n{text}"
+
+
+def _provenance(run: Run) -> dict[str, Any]:
+    return {
+        "modality": run.modality.name,
+        "facts": run.facts,
+        "command": shlex.join(["gendiff", *sys.argv[1:]]),
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, gendiff, torch and the installed modalities."""
+    import torch
+
+    found = {"python": sys.version.split()[0], "gendiff": gendiff.__version__,
+             "torch": torch.__version__}
+    for group in (plugins.MODALITIES, plugins.PLUGINS):
+        for distribution in plugins.distributions(group):
+            name, _, version = distribution.rpartition(" ")
+            found[name] = version
+    return found
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file so that readers see the old text or the new, never a half."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+class MetricsLog:
+    """``metrics.jsonl``: a JSON object a line; rewound to the step from which a run goes on."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self.path = folder / "metrics.jsonl"
+        self._run = str(folder)
+        if self.path.exists():
+            kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= step]
+            write_atomically(self.path, "".join(line + "\n" for line in kept))
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Appends the metrics of a step and tells the observers."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        numbers = {k: v for k, v in metrics.items() if isinstance(v, (int, float))}
+        plugins.observe(self._run, step, numbers)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # a line cut short by a kill

@@ -1,0 +1,330 @@
+r"""How the rows of a batch's tensor form samples, and where data and noise may live.
+
+A batch is one tensor ``x`` and a :class:`Space`. The space answers the only questions that the
+engine ever asks about a state, so the engine works alike for pictures, padded sequences and sets
+of points:
+
+=================== ============================================================================
+``expand(v)``        a number per sample, (B,) or (B, P), to something that broadcasts against x
+``mean(v)``          mean over each sample's live elements, (B,)
+``project(x)``       onto the subspace of valid states (a linear, orthogonal projection)
+``dof()``            degrees of freedom of each sample, (B,): the subspace's dimension
+``noise(source, d)`` unit normal noise in the subspace
+=================== ============================================================================
+
+The feature axis of a state may be divided into P *parts* (``parts=(3, 5)``: three columns, then
+five) that follow schedules of their own; a per-sample value is then of shape (B, P).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gendiff.noise import NoiseSource
+
+
+class Space(ABC):
+    """The layout of a batch's tensor; see the module's table."""
+
+    parts: tuple[int, ...]
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the batch's tensor."""
+
+    @property
+    @abstractmethod
+    def batch_size(self) -> int:
+        """Number of samples B."""
+
+    @abstractmethod
+    def expand(self, value: Tensor) -> Tensor:
+        """Broadcasts a per-sample value, (B,) or (B, P), against the batch's tensor."""
+
+    @abstractmethod
+    def mean(self, value: Tensor) -> Tensor:
+        """Mean of a tensor of the batch's shape over each sample's live elements, (B,)."""
+
+    @abstractmethod
+    def project(self, x: Tensor) -> Tensor:
+        """Orthogonal projection onto the subspace of valid states."""
+
+    @abstractmethod
+    def dof(self) -> Tensor:
+        """Degrees of freedom of each sample, (B,), int64."""
+
+    @abstractmethod
+    def noise(self, source: NoiseSource, draw: int) -> Tensor:
+        """Unit normal noise in the subspace, of the batch's shape."""
+
+    @abstractmethod
+    def select(self, ids: Sequence[int], x: Tensor) -> tuple[Space, Tensor]:
+        """The samples ``ids`` of a batch: their space and their part of ``x``."""
+
+    @abstractmethod
+    def join(self, others: Sequence[tuple[Any, Tensor]], x: Tensor) -> tuple[Space, Tensor]:
+        """This space and ``x`` followed by others of the same kind."""
+
+    @abstractmethod
+    def to(self, device: torch.device | str) -> Space:
+        """The same space with its index tensors on ``device``."""
+
+    def _columns(self, value: Tensor, width: int) -> Tensor:
+        """(B, P) to (B, width): each part's value repeated over its columns."""
+        if not self.parts or sum(self.parts) != width:
+            raise ValueError(f"a value per part needs parts that add to {width}, got {self.parts}")
+        counts = torch.tensor(self.parts, device=value.device)
+        return value.repeat_interleave(counts, dim=1, output_size=width)
+
+
+@dataclass(frozen=True)
+class Dense(Space):
+    """Samples of one shape: x is (B, C, \\*), every element is live.
+
+    Args:
+        shape: Shape of the batch's tensor, (B, C, \\*).
+        parts: Widths of the parts along C, or empty.
+    """
+
+    shape: tuple[int, ...] = ()
+    parts: tuple[int, ...] = ()
+
+    @property
+    def batch_size(self) -> int:
+        return self.shape[0]
+
+    def expand(self, value: Tensor) -> Tensor:
+        tail = (1,) * (len(self.shape) - 2)
+        if value.ndim == 2:
+            return self._columns(value, self.shape[1]).reshape(-1, self.shape[1], *tail)
+        return value.reshape(-1, 1, *tail) if len(self.shape) > 1 else value
+
+    def mean(self, value: Tensor) -> Tensor:
+        return value.flatten(1).mean(1)
+
+    def project(self, x: Tensor) -> Tensor:
+        return x
+
+    def dof(self) -> Tensor:
+        return torch.full((self.shape[0],), torch.Size(self.shape[1:]).numel())
+
+    def noise(self, source: NoiseSource, draw: int) -> Tensor:
+        return source.normal([1] * self.shape[0], self.shape[1:], draw)
+
+    def select(self, ids: Sequence[int], x: Tensor) -> tuple[Space, Tensor]:
+        return replace(self, shape=(len(ids), *self.shape[1:])), x[list(ids)]
+
+    def join(self, others: Sequence[tuple[Dense, Tensor]], x: Tensor) -> tuple[Space, Tensor]:
+        x = torch.cat([x, *(other for _, other in others)])
+        return replace(self, shape=tuple(x.shape)), x
+
+    def to(self, device: torch.device | str) -> Dense:
+        return self
+
+
+@dataclass(frozen=True)
+class Masked(Space):
+    """Padded sequences: x is (B, C, T), sample i is live at its first ``lengths[i]`` frames.
+
+    Args:
+        lengths: Live frames of each sample, (B,), int64, at least 1.
+        channels: C.
+        frames: T, at least the longest length.
+        parts: Widths of the parts along C, or empty.
+    """
+
+    lengths: Tensor
+    channels: int
+    frames: int
+    parts: tuple[int, ...] = ()
+    mask: Tensor = field(init=False, repr=False)  # (B, 1, T), bool
+
+    def __post_init__(self) -> None:
+        steps = torch.arange(self.frames, device=self.lengths.device)
+        object.__setattr__(self, "mask", (steps < self.lengths[:, None])[:, None])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.lengths), self.channels, self.frames)
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.lengths)
+
+    def expand(self, value: Tensor) -> Tensor:
+        if value.ndim == 2:
+            return self._columns(value, self.channels)[..., None]
+        return value[:, None, None]
+
+    def mean(self, value: Tensor) -> Tensor:
+        return self.project(value).sum((1, 2)) / self.dof().to(value)
+
+    def project(self, x: Tensor) -> Tensor:
+        return x.masked_fill(~self.mask, 0)  # not a product: 0 * nan would keep nan in the padding
+
+    def dof(self) -> Tensor:
+        return self.lengths * self.channels
+
+    def noise(self, source: NoiseSource, draw: int) -> Tensor:
+        live = source.normal(self.lengths.tolist(), (self.channels,), draw)
+        x = live.new_zeros(len(self.lengths), self.frames, self.channels)
+        x[self.mask[:, 0]] = live
+        return x.transpose(1, 2).contiguous()
+
+    def select(self, ids: Sequence[int], x: Tensor) -> tuple[Space, Tensor]:
+        lengths = self.lengths[list(ids)]
+        frames = int(lengths.max())
+        return (Masked(lengths, self.channels, frames, self.parts), x[list(ids), :, :frames])
+
+    def join(self, others: Sequence[tuple[Masked, Tensor]], x: Tensor) -> tuple[Space, Tensor]:
+        frames = max(self.frames, *(space.frames for space, _ in others))
+        tensors = [x, *(other for _, other in others)]
+        lengths = torch.cat([self.lengths, *(space.lengths for space, _ in others)])
+        padded = [torch.nn.functional.pad(v, (0, frames - v.shape[2])) for v in tensors]
+        return Masked(lengths, self.channels, frames, self.parts), torch.cat(padded)
+
+    def to(self, device: torch.device | str) -> Masked:
+        return Masked(self.lengths.to(device), self.channels, self.frames, self.parts)
+
+
+@dataclass(frozen=True)
+class Ragged(Space):
+    """Sets of rows: x is (R, D), sample i owns ``sizes[i]`` consecutive rows.
+
+    The first ``centred`` columns (positions) live in the subspace of zero mean over each sample's
+    rows, so that densities over point sets can be invariant to translation (Hoogeboom et al.,
+    2022, https://arxiv.org/abs/2203.17003, section 3.1).
+
+    Args:
+        sizes: Rows of each sample, (B,), int64, at least 1.
+        columns: D.
+        centred: Number of leading columns without centre of mass.
+        parts: Widths of the parts along D, or empty.
+    """
+
+    sizes: Tensor
+    columns: int
+    centred: int = 0
+    parts: tuple[int, ...] = ()
+    index: Tensor = field(init=False, repr=False)  # (R,), the sample that owns each row
+
+    def __post_init__(self) -> None:
+        samples = torch.arange(len(self.sizes), device=self.sizes.device)
+        object.__setattr__(self, "index", samples.repeat_interleave(self.sizes))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.index), self.columns)
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.sizes)
+
+    def expand(self, value: Tensor) -> Tensor:
+        if value.ndim == 2:
+            return self._columns(value, self.columns)[self.index]
+        return value[self.index, None]
+
+    def mean(self, value: Tensor) -> Tensor:
+        rows = value.mean(1)
+        return rows.new_zeros(len(self.sizes)).index_add(0, self.index, rows) / self.sizes
+
+    def project(self, x: Tensor) -> Tensor:
+        if not self.centred:
+            return x
+        position = x[:, : self.centred]
+        total = position.new_zeros(len(self.sizes), self.centred)
+        centre = total.index_add(0, self.index, position) / self.sizes[:, None]
+        return torch.cat([position - centre[self.index], x[:, self.centred :]], 1)
+
+    def dof(self) -> Tensor:
+        return self.sizes * self.columns - self.centred
+
+    def noise(self, source: NoiseSource, draw: int) -> Tensor:
+        return self.project(source.normal(self.sizes.tolist(), (self.columns,), draw))
+
+    def select(self, ids: Sequence[int], x: Tensor) -> tuple[Space, Tensor]:
+        pieces = x.split(self.sizes.tolist())
+        space = Ragged(self.sizes[list(ids)], self.columns, self.centred, self.parts)
+        return space, torch.cat([pieces[i] for i in ids])
+
+    def join(self, others: Sequence[tuple[Ragged, Tensor]], x: Tensor) -> tuple[Space, Tensor]:
+        sizes = torch.cat([self.sizes, *(space.sizes for space, _ in others)])
+        space = Ragged(sizes, self.columns, self.centred, self.parts)
+        return space, torch.cat([x, *(other for _, other in others)])
+
+    def to(self, device: torch.device | str) -> Ragged:
+        return Ragged(self.sizes.to(device), self.columns, self.centred, self.parts)
+
+
+@dataclass(frozen=True)
+class Cond:
+    """What a network sees besides the noisy state and its noise level.
+
+    Args:
+        values: Named tensors, the first axis of each counting samples.
+        dropped: (B,) bool: where True the network must act as if it saw no condition. This is how
+            one network learns both models of classifier-free guidance (Ho & Salimans, 2022).
+    """
+
+    values: dict[str, Tensor]
+    dropped: Tensor | None = None
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.values[name]
+
+    def drop(self, dropped: Tensor) -> Cond:
+        """The same condition, hidden where ``dropped`` (B,) is True, as well as where it was."""
+        if self.dropped is not None:
+            dropped = dropped | self.dropped
+        return Cond(self.values, dropped)
+
+    def select(self, ids: Sequence[int]) -> Cond:
+        """The conditions of the samples ``ids``."""
+        dropped = None if self.dropped is None else self.dropped[list(ids)]
+        return Cond({k: v[list(ids)] for k, v in self.values.items()}, dropped)
+
+    def to(self, device: torch.device | str) -> Cond:
+        """The same condition on ``device``."""
+        dropped = None if self.dropped is None else self.dropped.to(device)
+        return Cond({k: v.to(device) for k, v in self.values.items()}, dropped)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples: one tensor, how its rows form samples, and what conditions them."""
+
+    x: Tensor
+    space: Space
+    cond: Cond | None = None
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on ``device``."""
+        cond: Any = None if self.cond is None else self.cond.to(device)
+        return Batch(self.x.to(device, non_blocking=True), self.space.to(device), cond)
+
+    def select(self, ids: Sequence[int]) -> Batch:
+        """The samples ``ids`` of this batch."""
+        space, x = self.space.select(ids, self.x)
+        return Batch(x, space, None if self.cond is None else self.cond.select(ids))
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """One batch of all the samples, in order."""
+    first, rest = batches[0], batches[1:]
+    if not rest:
+        return first
+    space, x = first.space.join([(b.space, b.x) for b in rest], first.x)
+    conds = [b.cond for b in batches if b.cond is not None]
+    if not conds:
+        return Batch(x, space)
+    values = {k: torch.cat([c[k] for c in conds]) for k in conds[0].values}
+    hidden = [c.dropped for c in conds if c.dropped is not None]
+    return Batch(x, space, Cond(values, torch.cat(hidden) if hidden else None))

@@ -1,0 +1,177 @@
+"""A toy modality with a known law, in each of the three spaces, so that the engine is tested alone.
+
+Each row of a sample is normal with a mean that depends on the sample's class and a variance of
+its own; centred columns have no mean. Items cost nothing, and what a perfect model would put out
+is :class:`gendiff.testing.Gaussian`.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from gendiff.modality import DataReport, Measure, Modality, Request, Section
+from gendiff.noise import Streams, derive_seed
+from gendiff.spaces import Batch, Cond, Dense, Masked, Ragged, Space
+
+CLASSES, WIDTH, VARIANCE = 3, 4, 0.04
+
+
+class ToyConfig(Section):
+    """The section ``toy``."""
+
+    kind: Literal["dense", "masked", "ragged"] = Field("dense", description="the space")
+    items: int = Field(64, ge=2, description="items of a split")
+    hidden: int = Field(32, ge=4, description="width of the network")
+    centred: int = Field(3, ge=0, le=WIDTH, description="centred columns, ragged only")
+
+
+def _space(config: ToyConfig, sizes: Sequence[int]) -> Space:
+    if config.kind == "dense":
+        return Dense((len(sizes), WIDTH))
+    counts = torch.tensor(sizes)
+    if config.kind == "masked":
+        return Masked(counts, WIDTH, max(sizes))
+    return Ragged(counts, WIDTH, config.centred)
+
+
+def _size(config: ToyConfig, *names: int | str) -> int:
+    return 1 if config.kind == "dense" else 2 + derive_seed("size", *names) % 5
+
+
+def mean(space: Space, labels: Tensor) -> Tensor:
+    """The data's mean for these classes, of the batch's shape."""
+    level = labels.double() - (CLASSES - 1) / 2
+    return space.project(space.expand(level) * torch.ones(space.shape, dtype=torch.float64))
+
+
+class ToyData(Dataset[Any]):
+    """Items (x of one sample, label)."""
+
+    def __init__(self, config: ToyConfig, split: str) -> None:
+        self.config, self.split = config, split
+
+    def __len__(self) -> int:
+        return self.config.items
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+        index, label = key[0], key[0] % CLASSES
+        space = _space(self.config, [_size(self.config, self.split, index)])
+        noise = space.noise(Streams(derive_seed(self.split), (index,)), 0)
+        return mean(space, torch.tensor([label])).to(noise) + VARIANCE**0.5 * noise, label
+
+
+class ToyNet(nn.Module):
+    """A row-wise network that also sees the mean row of its sample."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.label = nn.Embedding(CLASSES + 1, hidden)
+        self.noise = nn.Linear(1, hidden)
+        self.first = nn.Linear(2 * WIDTH, hidden)
+        self.last = nn.Linear(hidden, WIDTH)
+
+    def forward(self, x: Tensor, noise: Tensor, cond: Cond | None, space: Space) -> Tensor:
+        rows = x.transpose(1, 2) if isinstance(space, Masked) else x
+        means = torch.stack([space.mean(_only(space, x, c)) for c in range(WIDTH)], 1) * WIDTH
+        label = torch.full_like(noise, CLASSES, dtype=torch.long)
+        if cond is not None:
+            hidden = torch.zeros_like(label, dtype=torch.bool) if cond.dropped is None else (
+                cond.dropped
+            )
+            label = torch.where(hidden, CLASSES, cond["label"])
+        context = torch.cat([means, self.label(label) + self.noise(noise[:, None])], 1)
+        if isinstance(space, Ragged):
+            context = context[space.index]
+        elif isinstance(space, Masked):
+            context = context[:, None].expand(-1, rows.shape[1], -1)
+        h = self.first(torch.cat([rows, context[..., :WIDTH]], -1)) + context[..., WIDTH:]
+        out: Tensor = self.last(torch.nn.functional.silu(h))
+        return out.transpose(1, 2) if isinstance(space, Masked) else out
+
+
+def _only(space: Space, x: Tensor, column: int) -> Tensor:
+    keep = torch.zeros(WIDTH).to(x)
+    keep[column] = 1
+    return x * (keep[None, :, None] if isinstance(space, Masked) else keep)
+
+
+class ToyModality(Modality):
+    """See the module."""
+
+    name: ClassVar[str] = "toy"
+    summary: ClassVar[str] = "Gaussian rows with a class, for tests"
+    Config: ClassVar[type[Section]] = ToyConfig
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "diffusion": {"data_std": 1.0},
+        "train": {"steps": 20, "batch_size": 16, "lr": 1e-2, "sample_every_steps": 10,
+                  "checkpoint_every_steps": 5, "log_every_steps": 5, "ema_half_life_steps": 5},
+        "sample": {"steps": 5, "preview": 8},
+    }
+
+    def prepare(self, config: ToyConfig) -> DataReport:
+        return DataReport(f"{config.items} toy items, {config.kind}", {"classes": CLASSES})
+
+    def dataset(self, config: ToyConfig, facts: Mapping[str, Any], split: str) -> Dataset[Any]:
+        return ToyData(config, split)
+
+    def collate(self, config: ToyConfig, items: Sequence[Any]) -> Batch:
+        tensors = [x for x, _ in items]
+        cond = Cond({"label": torch.tensor([label for _, label in items])})
+        if config.kind == "ragged":
+            return Batch(torch.cat(tensors), _space(config, [len(x) for x in tensors]), cond)
+        if config.kind == "masked":
+            space = _space(config, [x.shape[2] for x in tensors])
+            pad = [torch.nn.functional.pad(x, (0, space.shape[2] - x.shape[2])) for x in tensors]
+            return Batch(torch.cat(pad), space, cond)
+        return Batch(torch.cat(tensors), _space(config, [1] * len(items)), cond)
+
+    def backbone(self, config: ToyConfig, facts: Mapping[str, Any]) -> nn.Module:
+        return ToyNet(config.hidden)
+
+    def templates(
+        self, config: ToyConfig, facts: Mapping[str, Any], request: Request
+    ) -> tuple[Space, Cond | None]:
+        sizes = [_size(config, request.seed, i) for i in request.ids]
+        labels = [request.values.get("label", i % CLASSES) for i in request.ids]
+        return _space(config, sizes), Cond({"label": torch.tensor(labels)})
+
+    def write(
+        self, config: ToyConfig, batch: Batch, folder: Path, ids: Sequence[int]
+    ) -> list[Path]:
+        paths = []
+        for row, sample in enumerate(ids):
+            path = folder / f"{sample:05d}.json"
+            path.write_text(json.dumps(batch.select([row]).x.tolist()))
+            paths.append(path)
+        return paths
+
+    def preview(self, config: ToyConfig, batch: Batch, path: Path) -> Path:
+        rows = batch.x.flatten(1) if batch.x.ndim > 2 else batch.x
+        grey = ((rows.clamp(-2, 2) + 2) * 63.75).byte().cpu().numpy()
+        height, width = grey.shape
+        raw = b"".join(b"\0" + row.tobytes() for row in grey)
+        chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
+                  (b"IDAT", zlib.compress(raw)), (b"IEND", b"")]
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            for kind, data in chunks))
+        return path
+
+    def metrics(
+        self, config: ToyConfig, facts: Mapping[str, Any], samples: Batch, cache: Path, seed: int
+    ) -> list[Measure]:
+        assert samples.cond is not None
+        offset = samples.x - mean(samples.space, samples.cond["label"]).to(samples.x)
+        error = samples.space.mean(offset.square()).mean().item()
+        return [Measure("mean_square_offset", error, "lower", VARIANCE,
+                        "of the samples from their class's mean; floor: the data's variance")]

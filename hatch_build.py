@@ -1,0 +1,30 @@
+"""Extras that work from a clone.
+
+A release's extra ``image`` names the package ``gendiff-image``. In a clone that package is not on
+an index but in ``plugins/image``, so its extra points there. ``GENDIFF_RELEASE=1`` builds the
+wheel that goes to an index.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from hatchling.metadata.plugin.interface import MetadataHookInterface
+
+DEVELOPMENT = ["build", "mypy", "pytest", "pytest-xdist", "ruff", "scipy", "types-PyYAML"]
+
+
+class Extras(MetadataHookInterface):
+    """One extra for each folder in plugins/, ``all`` of them, and ``dev``."""
+
+    def update(self, metadata: dict[str, Any]) -> None:
+        plugins = sorted(path.parent for path in Path(self.root).glob("plugins/*/pyproject.toml"))
+        release = bool(os.environ.get("GENDIFF_RELEASE"))
+        extras = {
+            path.name: [f"gendiff-{path.name}" + ("" if release else f" @ {path.as_uri()}")]
+            for path in plugins
+        }
+        everything = [requirement for extra in extras.values() for requirement in extra]
+        metadata["optional-dependencies"] = extras | {"all": everything, "dev": DEVELOPMENT}

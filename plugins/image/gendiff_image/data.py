@@ -1,0 +1,656 @@
+"""Image data sets: found, checked and decoded once, then served as tensors in [-1, 1].
+
+Small sets are held in memory as bytes. Pictures in folders (and CelebA) are decoded once, all of
+them, which finds every damaged file before training starts; the decoded bytes are kept in the
+cache folder (``$GENDIFF_CACHE``, else ``$XDG_CACHE_HOME/gendiff``, else ``~/.cache/gendiff``) and
+mapped into memory from there. A set that would take more than 4 GiB is decoded anew at each use.
+
+Splits are a function of the data alone. MNIST, Fashion-MNIST, CIFAR-10 and CelebA keep their own
+(CelebA's validation part is not used). Digits hold out 360 of 1797 images, stratified. A folder
+may have ``train`` and ``test`` sub-folders; otherwise a file is held out when the hash of its name
+is in the lowest tenth, so that adding files moves no other file across.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.datasets import CIFAR10, MNIST, CelebA, FashionMNIST
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.datasets.mnist import read_image_file, read_label_file
+from torchvision.transforms.v2 import functional as tvf
+
+from gendiff.errors import DataError
+from gendiff.modality import DataReport
+from gendiff.noise import derive_seed
+
+if TYPE_CHECKING:
+    from gendiff_image.plugin import ImageConfig
+
+Pixels = NDArray[np.uint8]
+
+_PACK_BYTES = 4 << 30  # decoded sets up to this size are kept in the cache folder
+_FORMAT = 1  # of the files in the cache folder
+_FILES_OF = {
+    "mnist": "MNIST/raw/train-images-idx3-ubyte.gz, …",
+    "fashion_mnist": "FashionMNIST/raw/train-images-idx3-ubyte.gz, …",
+    "cifar10": "cifar-10-batches-py/data_batch_1 … 5, test_batch and batches.meta",
+    "celeba": "celeba/img_align_celeba/*.jpg and celeba/*.txt",
+}
+
+
+class Source(Protocol):
+    """Images by number, uint8 (C, H, W)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Pixels: ...
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: images, their classes (N,) if they have any, and the value that means white."""
+
+    images: Source
+    labels: NDArray[np.int64] | None
+    peak: int = 255
+
+    def tensor(self, limit: int) -> tuple[Tensor, Tensor | None]:
+        """Up to ``limit`` images, evenly spread over the split: x (n, C, H, W), labels (n,)."""
+        count = min(limit, len(self.images))
+        chosen = np.arange(count) * len(self.images) // count
+        with ThreadPoolExecutor(_threads()) as pool:
+            x = np.stack(list(pool.map(self.images.__getitem__, chosen.tolist())))
+        labels = None if self.labels is None else torch.from_numpy(self.labels[chosen])
+        return torch.from_numpy(to_unit(x, self.peak)), labels
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set: both splits and what is known about them."""
+
+    train: Split
+    test: Split
+    class_names: list[str] | None
+    levels: int = 256
+    warnings: tuple[str, ...] = ()
+
+
+def to_unit(pixels: Pixels, peak: int) -> NDArray[np.float32]:
+    """0 … ``peak`` to [-1, 1], float32, any shape."""
+    return np.multiply(pixels, np.float32(2 / peak), dtype=np.float32, order="C") - np.float32(1)
+
+
+class Images(Dataset[tuple[Tensor, int | None]]):
+    """A split as the engine reads it: ``images[index, seed]`` is (x (C, H, W), label or None)."""
+
+    def __init__(self, split: Split, *, labelled: bool, flip: bool) -> None:
+        self.split, self.flip = split, flip
+        self.labels = split.labels if labelled else None
+
+    def __len__(self) -> int:
+        return len(self.split.images)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int | None]:
+        index, seed = key
+        pixels = self.split.images[index]
+        if self.flip and derive_seed("flip", seed, index) & 1:
+            pixels = pixels[..., ::-1]
+        x = torch.from_numpy(to_unit(pixels, self.split.peak))
+        return x, None if self.labels is None else int(self.labels[index])
+
+
+def prepare(config: ImageConfig) -> DataReport:
+    """Loads and checks both splits.
+
+    Raises:
+        DataError: The data is missing, empty or damaged.
+    """
+    _load.cache_clear()  # what is on the disk now, not what was there at the last call
+    data = _data(config)
+    channels, height, width = data.train.images[0].shape
+    facts = {
+        "data": config.data,
+        "channels": channels,
+        "height": height,
+        "width": width,
+        "levels": data.levels,
+        "classes": None if data.class_names is None else len(data.class_names),
+        "class_names": data.class_names,
+        "train": len(data.train.images),
+        "test": len(data.test.images),
+    }
+    kinds = f", {facts['classes']} classes" if data.class_names else ", no classes"
+    summary = (
+        f"{config.data}: {facts['train']} training and {facts['test']} held-out images, "
+        f"{channels}x{height}x{width}{kinds}"
+    )
+    return DataReport(summary, facts, data.warnings)
+
+
+def dataset(config: ImageConfig, facts: Mapping[str, Any], split: str) -> Images:
+    """The split ``"train"`` or ``"test"``; only training images are ever mirrored."""
+    data = reference(config, facts)
+    labelled = config.class_conditional and data.class_names is not None
+    part = {"train": data.train, "test": data.test}[split]
+    return Images(part, labelled=labelled, flip=config.flip and split == "train")
+
+
+def reference(config: ImageConfig, facts: Mapping[str, Any]) -> Data:
+    """The data that ``facts`` describe.
+
+    Raises:
+        DataError: It has changed since.
+    """
+    data = _data(config)
+    for name, part in (("train", data.train), ("test", data.test)):
+        if len(part.images) != facts[name]:
+            raise DataError(
+                f"data: {facts[name]} {name} images when the run began, {len(part.images)} now "
+                f"({config.path or config.data}). Restore the data, or start another run."
+            )
+    return data
+
+
+def _data(config: ImageConfig) -> Data:
+    size = (config.size, config.size) if isinstance(config.size, int) else config.size
+    return _load(config.data, config.path, size, config.color, config.download, config.skip_bad)
+
+
+@lru_cache(maxsize=2)
+def _load(
+    name: str,
+    path: str | None,
+    size: tuple[int, int] | None,
+    color: str | None,
+    download: bool,
+    skip_bad: bool,
+) -> Data:
+    if name == "digits":
+        return _digits(size, color)
+    if path is None:
+        what = _FILES_OF.get(name, "your pictures")
+        raise DataError(f"image.path: not set. Give the folder that holds {what}.")
+    root = Path(path).expanduser()
+    if not root.is_dir() and not download:
+        raise DataError(f"image.path: there is no folder {root}.")
+    if name == "folder":
+        return _decode(_folder(root), size, color, skip_bad)
+    try:
+        if name == "celeba":
+            return _decode(_celeba(root, download), size, color, skip_bad)
+        loader = _cifar10 if name == "cifar10" else _mnist
+        return loader(name, root, download, size, color)
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(
+            f"data: {name} is not in {root} ({error}). It needs {_FILES_OF[name]}; "
+            f"set image.path to the folder that holds them, or image.download=true."
+        ) from error
+    except Exception as error:  # torchvision and pickle raise anything on damaged files
+        raise DataError(
+            f"data: {name} in {root} cannot be read ({error or type(error).__name__}). "
+            f"Remove the damaged files and fetch them again."
+        ) from error
+
+
+# --- sets that fit in memory -------------------------------------------------------------------
+
+
+def _digits(size: tuple[int, int] | None, color: str | None) -> Data:
+    """scikit-learn's 1797 8x8 digits with 17 grey levels; 360 held out by a fixed seed."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    bunch = load_digits()
+    images = bunch.images.astype(np.uint8)[:, None]  # (1797, 1, 8, 8)
+    train, test = train_test_split(
+        np.arange(len(images)), test_size=360, random_state=0, stratify=bunch.target
+    )
+    peak = 16
+    if size not in (None, (8, 8)):  # interpolate between more than 17 levels
+        images, peak = (images * 15.9375).round().astype(np.uint8), 255
+    images, labels = _fit(images, size, color), bunch.target.astype(np.int64)
+    parts = [Split(images[ids], labels[ids], peak) for ids in (np.sort(train), np.sort(test))]
+    return Data(parts[0], parts[1], [str(i) for i in range(10)], levels=peak + 1)
+
+
+def _mnist(
+    name: str, root: Path, download: bool, size: tuple[int, int] | None, color: str | None
+) -> Data:
+    """MNIST or Fashion-MNIST; reads the .gz files too, so that the folder may be read-only."""
+    kind = MNIST if name == "mnist" else FashionMNIST
+    if download:
+        kind(str(root), download=True)
+    raw = root / kind.__name__ / "raw"
+    parts = []
+    for prefix in ("train", "t10k"):
+        images = _unpacked(raw / f"{prefix}-images-idx3-ubyte", read_image_file).numpy()
+        labels = _unpacked(raw / f"{prefix}-labels-idx1-ubyte", read_label_file).numpy()
+        parts.append(_checked_split(images[:, None], labels, len(kind.classes), size, color))
+    names = [c.split(" - ")[0] for c in kind.classes]  # MNIST's are "7 - seven"
+    return Data(parts[0], parts[1], names)
+
+
+def _unpacked(file: Path, read: Callable[[str], Tensor]) -> Tensor:
+    """Reads an idx file, or its .gz through a temporary copy."""
+    if file.exists():
+        return read(str(file))
+    packed = file.with_name(file.name + ".gz")
+    if not packed.exists():
+        raise FileNotFoundError(f"no {file.name}[.gz] in {file.parent}")
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / file.name
+        with gzip.open(packed) as source, copy.open("wb") as target:
+            shutil.copyfileobj(source, target)
+        return read(str(copy))
+
+
+class _AnyCIFAR10(CIFAR10):
+    """torchvision's reader without its checksums; :func:`_check_pickles` stands in for them."""
+
+    train_list = [[name, None] for name, _ in CIFAR10.train_list]
+    test_list = [[name, None] for name, _ in CIFAR10.test_list]
+    meta = {**CIFAR10.meta, "md5": None}
+
+
+def _cifar10(
+    name: str, root: Path, download: bool, size: tuple[int, int] | None, color: str | None
+) -> Data:
+    """CIFAR-10, or any data in its format.
+
+    torchvision accepts the published files only, by checksum. Here other files in the same format
+    are welcome, with a warning, once they are known to hold arrays and nothing that runs.
+    """
+    if download:
+        CIFAR10(str(root), download=True)
+    folder = root / CIFAR10.base_folder
+    needed = [n for n, _ in [*CIFAR10.train_list, *CIFAR10.test_list]] + [CIFAR10.meta["filename"]]
+    for file in needed:
+        if not (folder / file).exists():
+            raise FileNotFoundError(f"no {folder / file}")
+    warnings: tuple[str, ...] = ()
+    try:
+        sets = [CIFAR10(str(root), train) for train in (True, False)]
+    except RuntimeError:  # a checksum differs
+        _check_pickles([folder / file for file in needed])
+        sets = [_AnyCIFAR10(str(root), train) for train in (True, False)]
+        warnings = (f"{folder}: not the published CIFAR-10 files, but in their format",)
+    classes = list(sets[0].classes)
+    parts = [
+        _checked_split(s.data.transpose(0, 3, 1, 2), s.targets, len(classes), size, color)
+        for s in sets
+    ]
+    return Data(parts[0], parts[1], classes, warnings=warnings)
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Refuses a pickle that needs more than numpy arrays and plain values."""
+
+    allowed = {"_reconstruct", "ndarray", "dtype", "scalar", "encode", "_frombuffer"}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.split(".")[0] in ("numpy", "_codecs") and name in self.allowed:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it wants to run {module}.{name}")
+
+
+def _check_pickles(files: Iterable[Path]) -> None:
+    for file in files:
+        with file.open("rb") as stream:
+            try:
+                _ArraysOnly(stream, encoding="latin1").load()
+            except Exception as error:  # anything may come out of a damaged pickle
+                raise DataError(f"data: {file} is damaged or unsafe: {error}.") from error
+
+
+def _checked_split(
+    images: Pixels,
+    labels: Sequence[int] | NDArray[np.int64],
+    classes: int,
+    size: tuple[int, int] | None,
+    color: str | None,
+) -> Split:
+    known = np.asarray(labels, dtype=np.int64)
+    if len(images) == 0 or len(images) != len(known):
+        raise DataError(f"data: {len(images)} images with {len(known)} labels.")
+    if known.min() < 0 or known.max() >= classes:
+        raise DataError(f"data: labels {known.min()} to {known.max()} for {classes} classes.")
+    return Split(_fit(np.ascontiguousarray(images), size, color), known)
+
+
+def _fit(images: Pixels, size: tuple[int, int] | None, color: str | None) -> Pixels:
+    """Converts the colour of images (N, C, H, W), resizes the shorter side, crops the centre."""
+    x = torch.from_numpy(images)
+    if color == "rgb" and x.shape[1] == 1:
+        x = x.expand(-1, 3, -1, -1)
+    elif color == "grey" and x.shape[1] == 3:
+        x = tvf.rgb_to_grayscale(x)
+    if size is not None and tuple(x.shape[2:]) != size:
+        scale = max(size[0] / x.shape[2], size[1] / x.shape[3])
+        near = [max(s, round(n * scale)) for s, n in zip(size, x.shape[2:], strict=True)]
+        chunks = [tvf.resize(part, near, antialias=True) for part in x.split(4096)]
+        x = torch.cat([tvf.center_crop(part, list(size)) for part in chunks])
+    return np.ascontiguousarray(x.numpy())
+
+
+# --- files -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """Files below a root, the split of each (True: held out), its class, the classes' names."""
+
+    root: Path
+    names: list[str]
+    held_out: list[bool]
+    labels: list[int] | None
+    class_names: list[str] | None
+    warnings: tuple[str, ...] = ()
+
+
+def _folder(root: Path) -> _Listing:
+    """Class folders or pictures side by side, under ``train`` and ``test`` or not."""
+    if (root / "train").is_dir() and (root / "test").is_dir():
+        parts = [_pictures(root, part) for part in ("train", "test")]
+        for part, (names, _, _) in zip(("train", "test"), parts, strict=True):
+            if not names:
+                raise DataError(f"data: {root / part} holds no pictures.")
+        classes = parts[0][1]
+        if classes != parts[1][1]:
+            raise DataError(f"data: {root}/train and {root}/test have different class folders.")
+        held_out = [False] * len(parts[0][0]) + [True] * len(parts[1][0])
+    else:
+        parts = [_pictures(root, "")]
+        classes = parts[0][1]
+        held_out = _hashed_split(parts[0][0])
+    names = [name for found, _, _ in parts for name in found]
+    if len(names) < 2:
+        kinds = ", ".join(IMG_EXTENSIONS)
+        raise DataError(f"data: {root} holds {len(names)} pictures ({kinds}). It takes two.")
+    labels = None
+    if classes:
+        numbers = {name: i for i, name in enumerate(classes)}
+        depth = len(parts) - 1  # train/cat/1.png or cat/1.png
+        labels = [numbers[name.split("/")[depth]] for name in names]
+    lonely = sum(stray for _, _, stray in parts)
+    warnings = (f"{root}: {lonely} pictures beside the class folders are not used",)
+    return _Listing(root, names, held_out, labels, classes or None, warnings if lonely else ())
+
+
+def _pictures(root: Path, part: str) -> tuple[list[str], list[str], int]:
+    """Names relative to ``root`` below one folder, its classes, and how many have none."""
+    names: list[str] = []
+    for folder, subfolders, files in os.walk(root / part, followlinks=True):
+        subfolders[:] = sorted(s for s in subfolders if not s.startswith("."))
+        below = Path(folder).relative_to(root).as_posix()
+        prefix = "" if below == "." else below + "/"
+        names += [prefix + f for f in sorted(files) if f.lower().endswith(IMG_EXTENSIONS)]
+    start = len(part) + 1 if part else 0
+    classes = sorted({n[start:].split("/")[0] for n in names if "/" in n[start:]})
+    kept = [n for n in names if "/" in n[start:]] if classes else names
+    return kept, classes, len(names) - len(kept)
+
+
+def _hashed_split(names: Sequence[str]) -> list[bool]:
+    """True for the tenth of the names with the lowest hashes; at least one of each kind."""
+    hashes = [hashlib.blake2b(n.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+              for n in names]
+    if len(hashes) < 2:
+        return [False] * len(hashes)
+    tenth = (2**64 // 10).to_bytes(8, "big")
+    lowest, highest = min(hashes), max(hashes)
+    return [h == lowest or (h < tenth and h != highest) for h in hashes]
+
+
+class _AnyCelebA(CelebA):
+    """torchvision's reader without its checksums: every picture is decoded here anyway."""
+
+    file_list = [(key, None, name) for key, _, name in CelebA.file_list]
+
+
+def _celeba(root: Path, download: bool) -> _Listing:
+    if download:
+        CelebA(str(root), download=True)
+    folder = root / CelebA.base_folder
+    missing = [name for _, _, name in CelebA.file_list
+               if not name.endswith(".zip") and not (folder / name).exists()]
+    if missing or not (folder / "img_align_celeba").is_dir():
+        raise FileNotFoundError(f"no {folder / (missing or ['img_align_celeba'])[0]}")
+    train, test = (list(_AnyCelebA(str(root), s).filename) for s in ("train", "test"))
+    if not train or not test:
+        raise DataError(f"data: {folder}/list_eval_partition.txt leaves a split empty.")
+    held_out = [False] * len(train) + [True] * len(test)
+    return _Listing(folder / "img_align_celeba", train + test, held_out, None, None)
+
+
+def _open(path: Path, color: str | None, size: tuple[int, int] | None) -> Pixels:
+    """Decodes a picture to (C, H, W): upright, 8 bits, in the colour and size asked for."""
+    with Image.open(path) as opened:
+        opened.load()
+        image: Image.Image = ImageOps.exif_transpose(opened)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError("32-bit pixels")
+    elif image.mode == "1":
+        image = image.convert("L")
+    transparent = image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
+    if image.mode not in ("L", "LA", "RGB", "RGBA"):
+        image = image.convert("RGBA" if transparent else "RGB")
+    if color is not None and transparent:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if color is not None:
+        image = image.convert("L" if color == "grey" else "RGB")
+    array = np.asarray(image)
+    array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+    return _fit(np.ascontiguousarray(array)[None], size, None)[0]
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Pictures decoded at each use."""
+
+    root: Path
+    names: list[str]
+    color: str | None
+    size: tuple[int, int] | None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Pixels:
+        return _open(self.root / self.names[index], self.color, self.size)
+
+
+class _Packed:
+    """Rows of a file of decoded pictures, mapped into memory; pickles as its path."""
+
+    def __init__(self, path: Path, rows: NDArray[np.int64]) -> None:
+        self.path, self.rows = path, rows
+        self._array = np.load(path, mmap_mode="r")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Packed, (self.path, self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Pixels:
+        return np.asarray(self._array[self.rows[index]])
+
+
+def _decode(
+    listing: _Listing, size: tuple[int, int] | None, color: str | None, skip_bad: bool
+) -> Data:
+    """Checks that every picture of a listing decodes to one shape, and packs them if they fit.
+
+    What was found is cached under a hash of the names, sizes and times of the files, so that
+    an unchanged folder is decoded once.
+    """
+    cache = _cache_folder() / "image" / _fingerprint(listing, size, color)
+    if not (cache / "index.json").exists():
+        _scan(listing, size, color, cache)
+    bad: dict[str, str] = json.loads((cache / "index.json").read_text())["bad"]
+    warnings = listing.warnings
+    if bad:
+        name, reason = next(iter(bad.items()))
+        text = (
+            f"{len(bad)} of {len(listing.names)} images cannot be decoded "
+            f"(first: {listing.root / name}: {reason})"
+        )
+        if not skip_bad:
+            them = "it" if len(bad) == 1 else "them"
+            raise DataError(f"data: {text}. Remove {them} or set image.skip_bad=true.")
+        warnings += tuple(f"left out: {listing.root / name}: {why}" for name, why in bad.items())
+
+    good = np.array([i for i, name in enumerate(listing.names) if name not in bad])
+    held_out = np.array(listing.held_out)[good]
+    parts = []
+    for rows in (np.flatnonzero(~held_out), np.flatnonzero(held_out)):
+        if len(rows) == 0:
+            raise DataError(f"data: no picture of a split of {listing.root} can be decoded.")
+        packed = cache / "pixels.npy"
+        names = [listing.names[i] for i in good[rows]]
+        images: Source = _Files(listing.root, names, color, size)
+        if packed.exists():
+            images = _Packed(packed, good[rows])
+        labels = None if listing.labels is None else np.array(listing.labels)[good[rows]]
+        parts.append(Split(images, labels))
+    return Data(parts[0], parts[1], listing.class_names, warnings=warnings)
+
+
+def _scan(
+    listing: _Listing, size: tuple[int, int] | None, color: str | None, cache: Path
+) -> None:
+    """Decodes every file; writes ``index.json`` and, if small enough, ``pixels.npy``."""
+    bad: dict[str, str] = {}
+    shapes: Counter[tuple[int, ...]] = Counter()
+    example: dict[tuple[int, ...], str] = {}
+    pixels: Any = None
+    temporary = Path(tempfile.mkdtemp(prefix="scan-", dir=_made(cache.parent)))
+    try:
+        for i, found in enumerate(_decoded(listing, size, color)):
+            name = listing.names[i]
+            if isinstance(found, str):
+                bad[name] = found
+                continue
+            shapes[found.shape] += 1
+            example.setdefault(found.shape, name)
+            if len(shapes) > 1:
+                continue
+            if pixels is None and found.nbytes * len(listing.names) <= _PACK_BYTES:
+                shape = (len(listing.names), *found.shape)
+                pixels = np.lib.format.open_memmap(
+                    temporary / "pixels.npy", "w+", dtype=np.uint8, shape=shape
+                )
+            if pixels is not None:
+                pixels[i] = found
+        if len(shapes) > 1:
+            _refuse_shapes(listing.root, shapes, example)
+        if pixels is not None:
+            pixels.flush()
+        (temporary / "index.json").write_text(json.dumps({"bad": bad}))
+        if not (cache / "index.json").exists():  # another process may have been faster
+            os.rename(temporary, cache)
+    except OSError as error:
+        if not (cache / "index.json").exists():
+            raise DataError(
+                f"data: cannot write to the cache folder {cache.parent} ({error}). "
+                f"Set the environment variable GENDIFF_CACHE to a folder with space."
+            ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _decoded(
+    listing: _Listing, size: tuple[int, int] | None, color: str | None
+) -> Iterator[Pixels | str]:
+    """Each picture in turn, or why it cannot be decoded."""
+
+    def attempt(name: str) -> Pixels | str:
+        try:
+            return _open(listing.root / name, color, size)
+        except UnidentifiedImageError:
+            return "not a picture"
+        except FileNotFoundError:
+            return "no such file"
+        except Exception as error:  # decoders raise nearly anything on damaged files
+            return "truncated" if "truncated" in str(error) else str(error) or repr(error)
+
+    names = iter(listing.names)
+    with ThreadPoolExecutor(_threads()) as pool:
+        while chunk := list(islice(names, 1024)):  # bounds the decoded pictures in flight
+            yield from pool.map(attempt, chunk)
+
+
+def _refuse_shapes(
+    root: Path, shapes: Counter[tuple[int, ...]], example: Mapping[tuple[int, ...], str]
+) -> None:
+    """Says which setting makes all pictures alike."""
+    (first, _), (other, _) = shapes.most_common(2)
+    keys = [key for key, differs in (
+        ("image.color=rgb", len({s[0] for s in shapes}) > 1),
+        ("image.size=64, for example", len({s[1:] for s in shapes}) > 1),
+    ) if differs]
+    shown = [f"{example[s]} is {'x'.join(map(str, s))}" for s in (first, other)]
+    raise DataError(
+        f"data: the pictures in {root} have {len(shapes)} different shapes "
+        f"({shown[0]}, {shown[1]}). Set {' and '.join(keys)}."
+    )
+
+
+def _fingerprint(listing: _Listing, size: tuple[int, int] | None, color: str | None) -> str:
+    digest = hashlib.blake2b(digest_size=12)
+    digest.update(json.dumps([_FORMAT, str(listing.root.resolve()), size, color]).encode())
+    for name in listing.names:
+        try:
+            stat = (listing.root / name).stat()
+            facts = f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+        except OSError:
+            facts = f"{name}\0missing\n"
+        digest.update(facts.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _cache_folder() -> Path:
+    if folder := os.environ.get("GENDIFF_CACHE"):
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gendiff"
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"data: cannot write to the cache folder {folder} ({error}). "
+            f"Set the environment variable GENDIFF_CACHE to a folder with space."
+        ) from error
+    return folder
+
+
+def _threads() -> int:
+    return min(16, os.cpu_count() or 1)
