@@ -8,7 +8,7 @@ mapped into memory from there. A set that would take more than 4 GiB is decoded 
 Splits are a function of the data alone. MNIST, Fashion-MNIST, CIFAR-10 and CelebA keep their own
 (CelebA's validation part is not used). Digits hold out 360 of 1797 images, stratified. A folder
 may have ``train`` and ``test`` sub-folders; otherwise a file is held out when the hash of its name
-is in the lowest tenth, so that adding files moves no other file across.
+is in the lowest tenth of all hashes, so that adding files moves hardly any other file across.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -267,12 +267,12 @@ def _unpacked(file: Path, read: Callable[[str], Tensor]) -> Tensor:
         return read(str(copy))
 
 
-class _AnyCIFAR10(CIFAR10):
+class _AnyCIFAR10(CIFAR10):  # type: ignore[misc]
     """torchvision's reader without its checksums; :func:`_check_pickles` stands in for them."""
 
-    train_list = [[name, None] for name, _ in CIFAR10.train_list]
-    test_list = [[name, None] for name, _ in CIFAR10.test_list]
-    meta = {**CIFAR10.meta, "md5": None}
+    train_list: ClassVar[Any] = [[name, None] for name, _ in CIFAR10.train_list]
+    test_list: ClassVar[Any] = [[name, None] for name, _ in CIFAR10.test_list]
+    meta: ClassVar[Any] = {**CIFAR10.meta, "md5": None}
 
 
 def _cifar10(
@@ -308,7 +308,9 @@ def _cifar10(
 class _ArraysOnly(pickle.Unpickler):
     """Refuses a pickle that needs more than numpy arrays and plain values."""
 
-    allowed = {"_reconstruct", "ndarray", "dtype", "scalar", "encode", "_frombuffer"}
+    allowed: ClassVar[set[str]] = {
+        "_reconstruct", "ndarray", "dtype", "scalar", "encode", "_frombuffer"
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         if module.split(".")[0] in ("numpy", "_codecs") and name in self.allowed:
@@ -371,30 +373,34 @@ class _Listing:
 
 
 def _folder(root: Path) -> _Listing:
-    """Class folders or pictures side by side, under ``train`` and ``test`` or not."""
-    if (root / "train").is_dir() and (root / "test").is_dir():
-        parts = [_pictures(root, part) for part in ("train", "test")]
-        for part, (names, _, _) in zip(("train", "test"), parts, strict=True):
-            if not names:
-                raise DataError(f"data: {root / part} holds no pictures.")
-        classes = parts[0][1]
-        if classes != parts[1][1]:
-            raise DataError(f"data: {root}/train and {root}/test have different class folders.")
-        held_out = [False] * len(parts[0][0]) + [True] * len(parts[1][0])
-    else:
-        parts = [_pictures(root, "")]
-        classes = parts[0][1]
-        held_out = _hashed_split(parts[0][0])
-    names = [name for found, _, _ in parts for name in found]
-    if len(names) < 2:
-        kinds = ", ".join(IMG_EXTENSIONS)
-        raise DataError(f"data: {root} holds {len(names)} pictures ({kinds}). It takes two.")
+    """Class folders or pictures side by side, divided into ``train`` and ``test`` or not.
+
+    ``val`` stands in for a missing ``test``. A ``train`` beside neither is a class like others.
+    """
+    below = {p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")}
+    held = next((name for name in ("test", "val") if {"train", name} <= below), None)
+    split = held is not None or below == {"train"}
+    parts = (["train"] if split else [""]) + ([held] if held else [])
+    found = [_pictures(root, part) for part in parts]
+    names = [name for kept, _, _ in found for name in kept]
+    for part, (kept, _, _) in zip(parts, found, strict=True):
+        least = 1 if held else 2  # one of them is held out
+        if len(kept) < least:
+            raise DataError(
+                f"data: {root / part} holds {len(kept)} pictures; {least} are the least. "
+                f"Known endings: {' '.join(IMG_EXTENSIONS)}."
+            )
+    classes = found[0][1]
+    if any(other != classes for _, other, _ in found):
+        raise DataError(f"data: {root}/train and {root}/{held} have different class folders.")
+    held_out = _hashed_split(names)
+    if held:
+        held_out = [i >= len(found[0][0]) for i in range(len(names))]
     labels = None
     if classes:
         numbers = {name: i for i, name in enumerate(classes)}
-        depth = len(parts) - 1  # train/cat/1.png or cat/1.png
-        labels = [numbers[name.split("/")[depth]] for name in names]
-    lonely = sum(stray for _, _, stray in parts)
+        labels = [numbers[name.split("/")[int(split)]] for name in names]  # train/cat/1.png
+    lonely = sum(stray for _, _, stray in found)
     warnings = (f"{root}: {lonely} pictures beside the class folders are not used",)
     return _Listing(root, names, held_out, labels, classes or None, warnings if lonely else ())
 
@@ -414,20 +420,17 @@ def _pictures(root: Path, part: str) -> tuple[list[str], list[str], int]:
 
 
 def _hashed_split(names: Sequence[str]) -> list[bool]:
-    """True for the tenth of the names with the lowest hashes; at least one of each kind."""
-    hashes = [hashlib.blake2b(n.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-              for n in names]
-    if len(hashes) < 2:
-        return [False] * len(hashes)
+    """True for names whose hash is below a tenth of the range; at least one of each kind."""
+    hashes = [hashlib.blake2b(os.fsencode(name), digest_size=8).digest() for name in names]
     tenth = (2**64 // 10).to_bytes(8, "big")
     lowest, highest = min(hashes), max(hashes)
     return [h == lowest or (h < tenth and h != highest) for h in hashes]
 
 
-class _AnyCelebA(CelebA):
+class _AnyCelebA(CelebA):  # type: ignore[misc]
     """torchvision's reader without its checksums: every picture is decoded here anyway."""
 
-    file_list = [(key, None, name) for key, _, name in CelebA.file_list]
+    file_list: ClassVar[Any] = [(key, None, name) for key, _, name in CelebA.file_list]
 
 
 def _celeba(root: Path, download: bool) -> _Listing:
@@ -466,7 +469,8 @@ def _open(path: Path, color: str | None, size: tuple[int, int] | None) -> Pixels
         image = image.convert("L" if color == "grey" else "RGB")
     array = np.asarray(image)
     array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-    return _fit(np.ascontiguousarray(array)[None], size, None)[0]
+    fitted: Pixels = _fit(np.array(array)[None], size, None)[0]
+    return fitted
 
 
 @dataclass(frozen=True)
@@ -631,7 +635,7 @@ def _fingerprint(listing: _Listing, size: tuple[int, int] | None, color: str | N
             facts = f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
         except OSError:
             facts = f"{name}\0missing\n"
-        digest.update(facts.encode("utf-8", "surrogateescape"))
+        digest.update(os.fsencode(facts))
     return digest.hexdigest()
 
 

@@ -110,10 +110,14 @@ class ImageModality(Modality):
         return Batch(x, Dense(tuple(x.shape)), Cond({"label": torch.tensor(labels)}))
 
     def backbone(self, config: ImageConfig, facts: Mapping[str, Any]) -> nn.Module:
-        """The U-Net."""
+        """The U-Net.
+
+        Raises:
+            ConfigError: Its keys contradict each other.
+        """
         from gendiff_image.unet import UNet
 
-        return UNet(
+        keys: dict[str, Any] = dict(
             image_channels=facts["channels"],
             channels=config.channels,
             channel_multipliers=config.channel_multipliers,
@@ -125,6 +129,10 @@ class ImageModality(Modality):
             classes=facts["classes"] if config.class_conditional else None,
             learned_variance=config.learned_variance,
         )
+        try:
+            return UNet(**keys)
+        except ValueError as error:  # its messages begin with the key
+            raise ConfigError(f"image.{error}") from error
 
     def templates(
         self, config: ImageConfig, facts: Mapping[str, Any], request: Request
@@ -159,7 +167,9 @@ class ImageModality(Modality):
         labels = torch.tensor([cycle[i % len(cycle)] for i in request.ids], dtype=torch.long)
         return space, Cond({"label": labels})
 
-    def write(self, config: ImageConfig, batch: Batch, folder: Path, ids: Sequence[int]) -> list[Path]:
+    def write(
+        self, config: ImageConfig, batch: Batch, folder: Path, ids: Sequence[int]
+    ) -> list[Path]:
         """One PNG per sample: ``00017.png``."""
         from gendiff_image import pictures
 

@@ -1,0 +1,277 @@
+"""Checks of formulas against the papers, for the engine or for a mutant of it.
+
+Each check takes the engine as a namespace of its modules and raises AssertionError. No network,
+no Monte Carlo: all of them together take well below a second. The tolerances are a few hundred
+roundings of float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from importlib import import_module
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from oracle_tools import exponential_moment, normal
+
+MODULES = ("schedules", "denoiser", "objective", "samplers", "spaces")
+
+
+def engine(package: str = "gendiff") -> SimpleNamespace:
+    return SimpleNamespace(**{name: import_module(f"{package}.{name}") for name in MODULES})
+
+
+def near(found: Any, expected: Any, tolerance: float = 1e-11) -> None:
+    found, expected = torch.as_tensor(found).double(), torch.as_tensor(expected).double()
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def alpha_bars(start: float = 1e-4, end: float = 0.02, steps: int = 1000) -> tuple[Any, Any]:
+    """beta_k and alpha-bar_k of DDPM, the index 0 being k = 0."""
+    beta = torch.linspace(start, end, steps, dtype=torch.float64)
+    one = torch.ones(1, dtype=torch.float64)
+    return torch.cat([0 * one, beta]), torch.cat([one, torch.cumprod(1 - beta, 0)])
+
+
+def ddpm_rows(g: SimpleNamespace) -> None:
+    """Ho et al., 2020, eq. 7 at t = k/T."""
+    beta, bar = alpha_bars()
+    schedule = g.schedules.VPLinear()
+    for k in (1000, 617, 50, 2):
+        mean_x = bar[k - 1].sqrt() * beta[k] / (1 - bar[k])
+        mean_x_t = (1 - beta[k]).sqrt() * (1 - bar[k - 1]) / (1 - bar[k])
+        tilde = (1 - bar[k - 1]) / (1 - bar[k]) * beta[k]
+        times = [k / 1000, (k - 1) / 1000]
+        for variance, expected in (("small", tilde), ("large", beta[k])):
+            (step,) = g.samplers.DDPM(variance).table(schedule, times)
+            (stage,) = step.stages
+            near(stage.a, mean_x_t)
+            near(stage.b, mean_x[None])
+            near(stage.c**2 / expected, 1.0, 1e-9)  # 1 - alpha_bar loses digits near the data
+            assert stage.variance is None
+        (step,) = g.samplers.DDPM("learned").table(schedule, times)
+        near(step.stages[0].variance, torch.stack([tilde.log(), beta[k].log()]), 1e-9)
+        assert step.stages[0].c == 0
+        t, s = torch.tensor(times, dtype=torch.float64)[:, None]
+        low, high, gain = g.samplers.posterior(schedule, t, s)
+        near(low, tilde.log()[None], 1e-9)
+        near(high, beta[k].log()[None], 1e-9)
+        near(gain, mean_x[None])
+    (step,) = g.samplers.DDPM("large").table(schedule, [1 / 1000, 0.0])
+    near([step.stages[0].a, *step.stages[0].b, step.stages[0].c], [0, 1, 0])
+
+
+def ddim_rows(g: SimpleNamespace) -> None:
+    """Song et al., 2021, eq. 12 and 16."""
+    schedule = g.schedules.VPLinear()
+    _, bar = alpha_bars()
+    x_t, x_hat = 0.7, -0.4
+    for k, j in ((1000, 900), (300, 120), (20, 1)):
+        a_t, a_s = bar[k], bar[j]
+        eps_hat = (x_t - a_t.sqrt() * x_hat) / (1 - a_t).sqrt()
+        for eta in (0.0, 0.3, 1.0):
+            tau = eta * ((1 - a_s) / (1 - a_t)).sqrt() * (1 - a_t / a_s).sqrt()
+            (step,) = g.samplers.DDIM(eta).table(schedule, [k / 1000, j / 1000])
+            (stage,) = step.stages
+            mean = a_s.sqrt() * x_hat + (1 - a_s - tau**2).sqrt() * eps_hat
+            near(stage.a * x_t + stage.b[0] * x_hat, mean)
+            near(stage.c, tau)
+
+
+def heun_rows(g: SimpleNamespace) -> None:
+    """Karras et al., 2022, algorithm 2, lines 6 to 10, for y = x / alpha."""
+    x, first, second = 1.3, 0.4, -0.2
+    for schedule in (g.schedules.EDM(), g.schedules.VPLinear(), g.schedules.Flow()):
+        for t, s in ((0.9, 0.5), (0.5, 0.1)):
+            a_t, sigma_t, _ = schedule.level(t)
+            a_s, sigma_s, _ = schedule.level(s)
+            now, end, y = sigma_t / a_t, sigma_s / a_s, x / a_t
+            slope = (y - first) / now
+            trial = y + (end - now) * slope
+            corrected = y + (end - now) * (slope / 2 + (trial - second) / end / 2)
+            (euler,) = g.samplers.Euler().table(schedule, [t, s])[0].stages
+            predict, correct = g.samplers.Heun().table(schedule, [t, s])[0].stages
+            assert predict == euler
+            assert correct.t == s
+            near(predict.a * x + predict.b[0] * first, a_s * trial)
+            near(correct.a * x + correct.b[0] * second + correct.b[1] * first, a_s * corrected)
+
+
+def churn_rows(g: SimpleNamespace) -> None:
+    """Karras et al., 2022, algorithm 2, lines 4 to 6."""
+    schedule = g.schedules.EDM()
+    times = [0.9, 0.5, 0.2, 0.05, 0.01]
+    for churn in (0.4, 30.0):
+        sampler = g.samplers.Heun(churn, churn_min=3.0, churn_max=50.0, churn_noise=1.003)
+        table = sampler.table(schedule, times)
+        for step, t in zip(table, times[:-1], strict=True):
+            if not 3 <= 80 * t <= 50:
+                assert step.renoise is None
+                assert step.stages[0].t == t
+                continue
+            gamma = min(churn / 4, math.sqrt(2) - 1)
+            hat = 80 * t * (1 + gamma)
+            near(80 * step.stages[0].t, hat)
+            scale, std = step.renoise
+            near([scale, std], [1.0, 1.003 * math.sqrt(hat**2 - (80 * t) ** 2)])
+            (plain, _) = g.samplers.Heun().table(schedule, [hat / 80, step.s])[0].stages
+            near([step.stages[0].a, *step.stages[0].b], [plain.a, *plain.b])
+
+
+def multistep_weights(g: SimpleNamespace) -> None:
+    """The weights integrate every polynomial of degree below the number of nodes."""
+    for start, end in ((0.0, 0.01), (-1.0, -0.3), (-4.0, 3.5), (-20.0, 40.0), (-5.0, 150.0)):
+        h = end - start
+        for nodes in ([start], [start, start - h / 3], [start, start - 2 * h], [end, start],
+                      [start, start - 0.4 * h, start - h], [end, start, start - h, start - 3 * h]):
+            weights = g.samplers.exponential_weights(nodes, start, end)
+            for degree in range(len(nodes)):
+                terms = [w * (n - end) ** degree for w, n in zip(weights, nodes, strict=True)]
+                size = max(1.0, sum(abs(v) for v in terms))
+                assert abs(sum(terms) - exponential_moment(h, degree)) < 1e-13 * size
+    assert g.samplers.exponential_weights([-math.inf], -math.inf, 1.0) == [1.0]
+
+
+def multistep_rows(g: SimpleNamespace) -> None:
+    """Lu et al., 2022 (DPM-Solver++), algorithm 2; and a line through two estimates, exactly."""
+    schedule, times = g.schedules.VPLinear(), [1.0, 0.8, 0.65, 0.2, 0.0]
+    x, past, present = 0.3, -1.2, 0.8
+    lam = [schedule.level(t).log_snr / 2 for t in times]
+    for rule in ("midpoint", "exact"):
+        table = g.samplers.DPMSolverPP2M(rule).table(schedule, times)
+        assert [len(step.stages[0].b) for step in table] == [1, 2, 2, 1]
+        for i in (1, 2):
+            end, now = schedule.level(times[i + 1]), schedule.level(times[i])
+            h, before = lam[i + 1] - lam[i], lam[i] - lam[i - 1]
+            if rule == "midpoint":
+                r = before / h
+                line = (1 + 1 / (2 * r)) * present - past / (2 * r)
+                integral = line * -math.expm1(-h)
+            else:
+                rise = (present - past) / before  # x_hat(l) = present + rise (l - lam_t)
+                integral = (present + rise * h) * exponential_moment(h, 0)
+                integral += rise * exponential_moment(h, 1)
+            (stage,) = table[i].stages
+            expected = end.sigma / now.sigma * x + end.alpha * integral
+            near(stage.a * x + stage.b[0] * present + stage.b[1] * past, expected)
+        near([table[3].stages[0].a, *table[3].stages[0].b], [0, 1])
+
+
+LEVELS = ((1.0, 0.01), (1.0, 7.0), (0.6, 0.8), (0.999, 0.045), (0.3, 0.7), (0.02, 0.98))
+
+
+def targets(name: str, x: Any, eps: Any, alpha: float, sigma: float, std: float) -> Any:
+    """What a network learns, as the papers write it, from x and eps."""
+    x_t = alpha * x + sigma * eps
+    if name == "edm":  # eq. 8: (y - c_skip (y + n)) / c_out with y + n = x_t / alpha
+        scale = sigma / alpha
+        c_skip = std**2 / (scale**2 + std**2)
+        c_out = scale * std / math.sqrt(scale**2 + std**2)
+        return (x - c_skip * x_t / alpha) / c_out
+    phi = math.atan2(sigma, alpha)
+    v = math.cos(phi) * eps - math.sin(phi) * x
+    return {"eps": eps, "x": x, "v": v, "flow": eps - x}[name]
+
+
+def predictions(g: SimpleNamespace) -> None:
+    """Targets and the way back to x, for each prediction."""
+    x, eps = normal(4, seed=1), normal(4, seed=2)
+    for alpha, sigma in LEVELS:
+        for std in (1.0, 0.5):
+            x_t = alpha * x + sigma * eps
+            for name, rule in g.denoiser.PREDICTIONS.items():
+                target = targets(name, x, eps, alpha, sigma, std)
+                p, q = rule(alpha, sigma, std)
+                near(p * x + q * eps, target)
+                s = g.denoiser.scalings(name, std, alpha, sigma)
+                near(s.c_skip * x_t + s.c_out * target, x, 1e-10)
+                near(s.c_in, 1 / math.sqrt(std**2 * alpha**2 + sigma**2))
+
+
+def edm_table(g: SimpleNamespace) -> None:
+    """Karras et al., 2022, table 1, for alpha = 1."""
+    for std in (0.5, 1.0):
+        for sigma in (0.002, 0.5, 3.0, 80.0):
+            s = g.denoiser.scalings("edm", std, 1.0, sigma)
+            near(s.c_skip, std**2 / (sigma**2 + std**2))
+            near(s.c_out, sigma * std / math.sqrt(std**2 + sigma**2))
+            near(s.c_in, 1 / math.sqrt(sigma**2 + std**2))
+            near(g.denoiser.noise_number(-2 * math.log(sigma)), math.log(sigma) / 4)
+            log_snr = torch.tensor([-2 * math.log(sigma)], dtype=torch.float64)
+            near(g.denoiser.noise_number(log_snr), [math.log(sigma) / 4])
+
+
+def weights(g: SimpleNamespace) -> None:
+    """Each named weight gives the mean squared error of what it is named after."""
+    x, eps, x_hat = normal(3, 6, seed=1), normal(3, 6, seed=2), normal(3, 6, seed=3)
+    space, schedule, std = g.spaces.Dense((3, 6)), g.schedules.VPLinear(), 0.5
+    t = torch.tensor([0.05, 0.3, 0.9], dtype=torch.float64)
+    alpha, sigma = (value[:, None] for value in schedule(t))
+    x_t = alpha * x + sigma * eps
+    eps_hat = (x_t - alpha * x_hat) / sigma
+    error, snr = (x_hat - x) ** 2, (alpha / sigma) ** 2
+    expected = {
+        "eps": (eps_hat - eps) ** 2,
+        "x": error,
+        "v": ((alpha * eps_hat - sigma * x_hat) - (alpha * eps - sigma * x)) ** 2,
+        "flow": ((eps_hat - x_hat) - (eps - x)) ** 2,
+        "edm": ((sigma / alpha) ** 2 + std**2) / (sigma / alpha * std) ** 2 * error,
+        "min_snr": snr.clamp(max=5) * error,
+    }
+    assert set(expected) == set(g.objective.WEIGHTS)
+
+    for prediction in g.denoiser.PREDICTIONS:
+        rows = [targets(prediction, x_hat[i], eps_hat[i], alpha[i].item(), sigma[i].item(), std)
+                for i in range(3)]
+        output = torch.stack(rows)
+        denoiser = g.denoiser.Denoiser(
+            lambda x, noise, cond, space, output=output: output, schedule, prediction, std
+        )
+        for name, value in expected.items():
+            loss = g.objective.Objective(g.objective.Uniform(), g.objective.WEIGHTS[name]()).at(
+                denoiser, g.spaces.Batch(x, space), t, eps
+            )
+            near(loss.per_sample, value.mean(1), 1e-10)
+            near(loss.mean, value.mean(), 1e-10)
+
+
+def variance_bound(g: SimpleNamespace) -> None:
+    """Nichol & Dhariwal, 2021, eq. 15 and 4: KL between two normals, in bits/dim, times T."""
+    beta, bar = alpha_bars()
+    x, eps, x_hat = normal(4, 3, 2, seed=1), normal(4, 3, 2, seed=2), normal(4, 3, 2, seed=3)
+    v = normal(4, 3, 2, seed=4) / 2
+    t = torch.tensor([1, 2, 400, 1000], dtype=torch.float64) / 1000
+    denoiser = g.denoiser.Denoiser(
+        lambda *_: torch.cat([x_hat, v], 1), g.schedules.VPLinear(), "x", 1.0
+    )
+    batch = g.spaces.Batch(x, g.spaces.Dense((4, 3, 2)))
+    args = (g.objective.Uniform(1000), g.objective.X())
+    with_bound = g.objective.Objective(*args, vlb_weight=1.0).at(denoiser, batch, t, eps)
+    without = g.objective.Objective(*args, vlb_weight=0.0).at(denoiser, batch, t, eps)
+    bound = with_bound.per_sample - without.per_sample
+    near(bound[0], 0.0)
+    for i, k in ((1, 2), (2, 400), (3, 1000)):
+        tilde = (1 - bar[k - 1]) / (1 - bar[k]) * beta[k]
+        gain = bar[k - 1].sqrt() * beta[k] / (1 - bar[k])
+        share = (v[i] + 1) / 2
+        log_variance = share * beta[k].log() + (1 - share) * tilde.log()
+        q = torch.distributions.Normal(gain * x[i], tilde.sqrt())
+        p = torch.distributions.Normal(gain * x_hat[i], (log_variance / 2).exp())
+        kl = torch.distributions.kl_divergence(q, p).mean() / math.log(2)
+        near(bound[i], 1000 * kl, 1e-8)  # of numbers of size 1e3, by cumprod
+
+
+CHECKS: tuple[Callable[[SimpleNamespace], None], ...] = (
+    ddpm_rows,
+    ddim_rows,
+    heun_rows,
+    churn_rows,
+    multistep_weights,
+    multistep_rows,
+    predictions,
+    edm_table,
+    weights,
+    variance_bound,
+)

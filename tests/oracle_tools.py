@@ -1,0 +1,152 @@
+"""What several test files share: spaces, exact networks, moments propagated through tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gendiff.noise import Streams
+from gendiff.schedules import EDM, VE, Cosine, Flow, Schedule, VPLinear
+from gendiff.spaces import Dense, Masked, Ragged, Space
+
+SCHEDULES: dict[str, Schedule] = {
+    "vp_linear": VPLinear(),
+    "cosine": Cosine(),
+    "ve": VE(),
+    "edm": EDM(),
+    "flow": Flow(),
+}
+SPACES: dict[str, Space] = {
+    "dense": Dense((3, 5), parts=(3, 2)),
+    "image": Dense((3, 5, 2, 3), parts=(3, 2)),
+    "masked": Masked(torch.tensor([4, 1, 6]), 5, 6, parts=(3, 2)),
+    "ragged": Ragged(torch.tensor([2, 1, 7]), 5, centred=3, parts=(3, 2)),
+    "ragged_free": Ragged(torch.tensor([3, 4, 1]), 5, parts=(3, 2)),
+}
+
+
+def streams(space: Space, seed: int = 0) -> Streams:
+    return Streams(seed, tuple(range(space.batch_size)), dtype=torch.float64)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    gen = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=gen, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns first to last of the noise that another source gives to ``width`` columns."""
+
+    source: Streams
+    first: int
+    last: int
+    width: int
+
+    def normal(self, rows: Sequence[int], width: tuple[int, ...], draw: int) -> Tensor:
+        assert width[0] == self.last - self.first
+        full = self.source.normal(rows, (self.width, *width[1:]), draw)
+        return full[:, self.first : self.last]
+
+
+class Counted:
+    """A denoiser that counts its calls and keeps a copy of what went in and came out."""
+
+    def __init__(self, denoiser: Callable[..., Tensor]) -> None:
+        self.denoiser, self.calls = denoiser, 0
+        self.seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+
+    def __call__(self, x_t: Tensor, t: Any) -> Tensor:
+        self.calls += 1
+        x_hat = self.denoiser(x_t, t)
+        self.seen.append((x_t, x_t.clone(), x_hat, x_hat.clone()))
+        return x_hat
+
+
+class ExactNetwork:
+    """The backbone of each prediction for a denoiser known in closed form.
+
+    The targets are written as in the papers, for x = (x_t - sigma eps) / alpha known.
+    """
+
+    def __init__(
+        self, prediction: str, schedule: Schedule, denoiser: Callable[..., Tensor], std: float
+    ) -> None:
+        self.prediction, self.schedule = prediction, schedule
+        self.denoiser, self.std = denoiser, std
+        self.inputs: list[Tensor] = []
+
+    def __call__(self, x: Tensor, noise: Tensor, cond: Any, space: Space) -> Tensor:
+        self.inputs.append(x)
+        t = self.schedule.inverse(-8 * noise)
+        alpha, sigma = (space.expand(v) for v in self.schedule(t))
+        x_t = x * torch.sqrt(self.std**2 * alpha**2 + sigma**2)
+        x_hat = self.denoiser(x_t, t)
+        if self.prediction == "x":
+            return x_hat
+        eps_hat = (x_t - alpha * x_hat) / sigma
+        if self.prediction == "eps":
+            return eps_hat
+        if self.prediction == "flow":
+            return eps_hat - x_hat
+        if self.prediction == "v":  # of the angle phi = atan(sigma / alpha)
+            phi = torch.atan2(sigma, alpha)
+            return torch.cos(phi) * eps_hat - torch.sin(phi) * x_hat
+        # EDM's table 1, for y = x_t / alpha at noise scale sigma / alpha
+        y, scale, std = x_t / alpha, sigma / alpha, self.std
+        c_skip = std**2 / (scale**2 + std**2)
+        c_out = scale * std / torch.sqrt(scale**2 + std**2)
+        return (x_hat - c_skip * y) / c_out
+
+
+def gaussian_moments(
+    table: list[Any], schedule: Schedule, mean: float, variance: float, m: float, v: float
+) -> list[tuple[float, float]]:
+    """Exact mean and variance after each step of a table, for Gaussian data and its denoiser.
+
+    Every quantity is an affine function of the step's first state, (slope, offset), plus noise.
+    """
+    result = []
+    for step in table:
+        if step.renoise is not None:
+            scale, std = step.renoise
+            m, v = scale * m, scale**2 * v + std**2
+        state, added, estimates = (1.0, 0.0), 0.0, []
+        for stage in step.stages:
+            alpha, sigma, _ = schedule.level(stage.t)
+            gain = alpha * variance / (alpha**2 * variance + sigma**2)
+            estimate = (gain * state[0], mean + gain * (state[1] - alpha * mean))
+            estimates.insert(0, estimate)
+            terms = list(zip(stage.b, estimates, strict=True))
+            state = (
+                stage.a + sum(b * e[0] for b, e in terms),
+                sum(b * e[1] for b, e in terms),
+            )
+            added = stage.c**2
+        m, v = state[0] * m + state[1], state[0] ** 2 * v + added
+        result.append((m, v))
+    return result
+
+
+def slope(errors: Sequence[float], counts: Sequence[int]) -> float:
+    """Order of convergence: minus the least-squares slope of log error over log count."""
+    x, y = torch.tensor(counts).double().log(), torch.tensor(errors).double().log()
+    x = x - x.mean()
+    return -float((x @ y) / (x @ x))
+
+
+def exponential_moment(h: float, degree: int) -> float:
+    r""":math:`\int_{-h}^0 e^u u^d du`: by its series for small h, by parts otherwise."""
+    if h < 2:
+        terms = (h ** (degree + k + 1) * (-1) ** (degree + k)
+                 / (math.factorial(k) * (degree + k + 1)) for k in range(60))
+        return math.fsum(terms)
+    value = -math.expm1(-h)
+    for d in range(1, degree + 1):
+        value = -((-h) ** d) * math.exp(-h) - d * value
+    return value
