@@ -202,8 +202,12 @@ def validate(
 
 def run_config_model(modality: Modality) -> type[RunConfig]:
     """RunConfig with the modality's section."""
-    section: Any = (modality.Config, Field(default_factory=modality.Config))
-    fields: dict[str, Any] = {modality.name: section}
+    return _with_section(modality.name, modality.Config)
+
+
+@cache
+def _with_section(name: str, section: type[Section]) -> type[RunConfig]:
+    fields: dict[str, Any] = {name: (section, Field(default_factory=section))}
     return create_model("RunConfig", __base__=RunConfig, **fields)
 
 

@@ -24,7 +24,7 @@ def engine(package: str = "gendiff") -> SimpleNamespace:
 
 
 def near(found: Any, expected: Any, tolerance: float = 1e-11) -> None:
-    found, expected = torch.as_tensor(found).double(), torch.as_tensor(expected).double()
+    found, expected = (torch.as_tensor(v, dtype=torch.float64) for v in (found, expected))
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 

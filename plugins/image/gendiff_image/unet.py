@@ -120,7 +120,7 @@ class UNet(nn.Module):
             module.shift_channels for module in self.modules() if isinstance(module, Block)
         ]
         self.shifts = nn.Linear(embedding, sum(self.shift_widths))
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(
         self, x: Tensor, noise: Tensor, cond: Cond | None = None, space: Space | None = None

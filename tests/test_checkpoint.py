@@ -1,0 +1,74 @@
+"""Checkpoints are whole or absent, and a damaged one never hides the one before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from gendiff import checkpoint
+from gendiff.errors import CheckpointError
+
+
+def save(folder: Path, step: int, keep: int = 3) -> Path:
+    state = {"step": step, "network": {"w": torch.full((3,), float(step))}}
+    return checkpoint.save(folder, step, state, state["network"], {"step": str(step)}, keep)
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    path = save(tmp_path, 7)
+    assert checkpoint.newest(tmp_path, print) == path
+    assert checkpoint.load_state(path)["step"] == 7
+    assert torch.equal(checkpoint.load_weights(path)["w"], torch.full((3,), 7.0))
+
+
+def test_the_newest_stay(tmp_path: Path) -> None:
+    for step in (9, 10, 11, 100):
+        save(tmp_path, step, keep=2)
+    assert [p.name for p in checkpoint.steps(tmp_path)] == ["step-00000011", "step-00000100"]
+
+
+@pytest.mark.parametrize("name", [checkpoint.STATE, checkpoint.WEIGHTS, checkpoint.MANIFEST])
+@pytest.mark.parametrize("damage", ["truncate", "remove", "flip"])
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(
+    tmp_path: Path, name: str, damage: str
+) -> None:
+    good, bad = save(tmp_path, 1), save(tmp_path, 2)
+    data = bytearray((bad / name).read_bytes())
+    if damage == "remove":
+        (bad / name).unlink()
+    else:
+        data[len(data) // 2] ^= 0xFF
+        (bad / name).write_bytes(data[: len(data) // 2] if damage == "truncate" else data)
+    warnings: list[str] = []
+    assert checkpoint.newest(tmp_path, warnings.append) == good
+    assert len(warnings) == 1
+    assert str(bad) in warnings[0]
+
+
+def test_a_write_that_was_cut_off_is_no_checkpoint(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    (tmp_path / "step-00000002.tmp").mkdir()
+    newest = checkpoint.newest(tmp_path, print)
+    assert newest is not None
+    assert newest.name == "step-00000001"
+    save(tmp_path, 3)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_when_all_are_damaged_nothing_starts_anew_silently(tmp_path: Path) -> None:
+    (save(tmp_path, 1) / checkpoint.STATE).write_bytes(b"")
+    with pytest.raises(CheckpointError, match="all 1 checkpoints"):
+        checkpoint.newest(tmp_path, lambda text: None)
+
+
+def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:
+    assert checkpoint.newest(tmp_path, print) is None
+
+
+def test_a_state_cannot_carry_code(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    torch.save({"step": Path("x")}, path / checkpoint.STATE)
+    with pytest.raises(Exception, match="weights_only|Weights only|Unsupported"):
+        checkpoint.load_state(path)

@@ -1,0 +1,117 @@
+"""Configuration: precedence, parts by name, and one clear line for each mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gendiff import config
+from gendiff.errors import ConfigError
+from gendiff.schedules import EDM, Flow
+from gendiff.testing import ToyModality
+
+
+def resolve(*overrides: str, files: tuple[Path, ...] = ()) -> config.RunConfig:
+    return config.resolve(ToyModality(), files, overrides)
+
+
+def test_the_command_line_beats_files_which_beat_the_modality(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("train: {steps: 30, lr: 0.5, batch_size: 4}")
+    second.write_text("train: {lr: 0.25}")
+    resolved = resolve("train.batch_size=2", files=(first, second))
+    train = resolved.train
+    assert (train.steps, train.lr, train.batch_size) == (30, 0.25, 2)
+    assert train.log_every_steps == 5  # the toy's own default
+    assert train.warmup_steps == 100  # the engine's
+
+
+def test_a_part_is_a_name_or_a_mapping_and_another_name_forgets_the_old_parameters() -> None:
+    assert resolve("diffusion.schedule=flow").diffusion.schedule == Flow()
+    mapped = resolve("diffusion.schedule={name: edm, sigma_max: 10}").diffusion.schedule
+    assert mapped == EDM(10.0)
+    dotted = resolve("diffusion.schedule=edm", "diffusion.schedule.sigma_max=10")
+    assert dotted.diffusion.schedule == EDM(10.0)
+    switched = resolve("diffusion.schedule={name: edm, sigma_max: 10}", "diffusion.schedule=flow")
+    assert switched.diffusion.schedule == Flow()
+
+
+def test_what_is_written_reads_back_the_same() -> None:
+    resolved = resolve("diffusion.schedule=vp_linear", "sample.sampler={name: heun, churn: 4}")
+    assert config.validate(ToyModality(), config.dump(resolved)) == resolved
+
+
+def test_numbers_in_yaml_s_blind_spots_are_numbers() -> None:
+    assert resolve("train.lr=1e-4").train.lr == 1e-4  # YAML 1.1 reads a string
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.step=5", "unknown key 'train.step' (command line). Did you mean 'train.steps'?"),
+        ("toy.itms=5", "unknown key 'toy.itms' (command line). Did you mean 'toy.items'?"),
+        ("trian.steps=5", "unknown key 'trian' (command line). Did you mean 'train'?"),
+        ("train.lr=-1", "train.lr: should be greater than 0, got -1 (command line)"),
+        ("train.steps=many", "train.steps: should be a valid integer"),
+        ("diffusion.schedule=edn", "no schedule 'edn'. Did you mean 'edm'?"),
+        ("diffusion.schedule={name: edm, sgma_max: 2}", "Did you mean 'sigma_max'?"),
+        ("diffusion.schedule={name: edm, sigma_max: -2}", "a positive number is needed"),
+        ("sample.sampler={name: ddim, eta: 3}", "eta=3.0: a number in [0, 1] is needed"),
+        ("diffusion.prediction=w", "should be 'eps', 'x', 'v', 'flow' or 'edm', got 'w'"),
+        ("name=a/b", "name: "),
+        ("train.steps", "overrides are written key=value"),
+        ("train.steps=[", "not valid YAML"),
+    ],
+)
+def test_a_mistake_is_one_line_with_the_fix(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        resolve(override)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_all_mistakes_are_reported_at_once_each_with_its_source(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("train: {lr: -1}")
+    with pytest.raises(ConfigError) as error:
+        resolve("train.batch_size=0", files=(file,))
+    lines = str(error.value).splitlines()
+    assert len(lines) == 2
+    assert f"({file})" in next(line for line in lines if "train.lr" in line)
+    assert "(command line)" in next(line for line in lines if "batch_size" in line)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "No such file"),
+        ("train: [1", "line 1: invalid YAML"),
+        ("- 1\n- 2", "keys and values are needed"),
+        (b"\xff\xfe\x00", "not a text file"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path: Path, content: str | bytes | None, message: str) -> None:
+    file = tmp_path / "a.yaml"
+    if isinstance(content, str):
+        file.write_text(content)
+    elif content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ConfigError) as error:
+        resolve(files=(file,))
+    assert str(file) in str(error.value)
+    assert message in str(error.value)
+
+
+def test_differences_leave_out_what_changes_no_result() -> None:
+    old, new = resolve("train.lr=1", "out=a"), resolve("train.lr=2", "out=b")
+    assert config.differences(config.dump(old), config.dump(new)) == ["train.lr: 1.0 -> 2.0"]
+
+
+def test_every_option_has_a_description_and_is_shown() -> None:
+    model = config.run_config_model(ToyModality())
+    assert all(text for _, text in config.help_lines(model))
+    shown = "\n".join(config.commented(resolve()))
+    for key, text in config.help_lines(model):
+        assert f"{key.rpartition('.')[2]}:" in shown
+        assert text in shown
