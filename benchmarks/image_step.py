@@ -27,10 +27,10 @@ from peers import ROOT, peers_python
 
 SIDES = ("gendiff", "diffusers")
 OURS: dict[str, dict[str, Any]] = {
-    "1M": {"channels": 40, "channel_multipliers": (1, 1, 1, 1), "blocks": 3,
-           "attention_levels": (2, 3), "head_channels": 40},
-    "5M": {"channels": 48, "channel_multipliers": (1, 2, 2, 4), "blocks": 2,
-           "attention_levels": (3,), "head_channels": 48, "embedding_channels": 96},
+    "1M": {"channels": 64, "channel_multipliers": (1, 1, 1), "blocks": 1,
+           "attention_levels": (1, 2), "head_channels": 32, "embedding_channels": 384},
+    "5M": {"channels": 80, "channel_multipliers": (1, 1, 2, 3), "blocks": 1,
+           "attention_levels": (3,), "head_channels": 40, "embedding_channels": 160},
 }
 PEERS: dict[str, dict[str, Any]] = {
     "1M": {"block_out_channels": (32, 64, 64), "layers_per_block": 1,

@@ -77,9 +77,10 @@ def train(modality: str, files: tuple[Path, ...], overrides: tuple[str, ...], dr
 
     chosen = plugins.modality(modality)
     resolved = config.resolve(chosen, files, overrides)
-    from gendiff import runs
+    from gendiff import generate, runs
     from gendiff import train as training
 
+    generate.pick_device(resolved.device)  # a wrong one is said before anything is made
     report = chosen.prepare(getattr(resolved, chosen.name))
     console.say(f"data: {report.summary}")
     for line in report.warnings:

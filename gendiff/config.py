@@ -21,6 +21,7 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
     create_model,
+    model_validator,
 )
 
 from gendiff.errors import ConfigError
@@ -135,6 +136,15 @@ class TrainConfig(Section):
     checkpoint_every_steps: int = _option(1000, "steps between checkpoints", ge=1)
     keep_checkpoints: int = _option(2, "how many of the newest checkpoints stay", ge=1)
 
+    @model_validator(mode="after")
+    def _parts_are_equal(self) -> TrainConfig:
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size={self.batch_size} cannot be cut into accumulate={self.accumulate} "
+                "equal parts"
+            )
+        return self
+
 
 class SampleConfig(Section):
     """The defaults of sampling, for previews, ``sample`` and ``evaluate``."""
@@ -154,6 +164,7 @@ class RunConfig(Section):
     out: str = _option("runs", "folder that holds the runs")
     seed: int = _option(0, "names every random number of the run", ge=0, lt=2**63)
     device: str = _option("auto", "auto, cpu, cuda, cuda:1, mps")
+    threads: int = _option(0, "CPU threads; 0 as many as there are cores", ge=0)
     diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     sample: SampleConfig = Field(default_factory=SampleConfig)

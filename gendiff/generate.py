@@ -3,7 +3,7 @@
 Sample i depends on the model, the seed and i. Its noise is its own stream; and because a CPU's
 matrix kernels round differently at different batch sizes, on the CPU the network always sees
 whole blocks of ``BLOCK`` consecutive ids, whatever batch size is asked for. So sample i is the
-same to the bit in any company. On an accelerator batches are of the size asked for, and samples
+same to the bit in any company, at one number of threads (the key ``threads``). On an accelerator batches are of the size asked for, and samples
 agree up to the rounding of its kernels.
 """
 
@@ -171,8 +171,10 @@ def make_denoiser(run: Run, network: nn.Module) -> Denoiser:
     return Denoiser(network, d.schedule, d.prediction, d.data_std, d.noise_input)
 
 
-def pick_device(name: str) -> torch.device:
-    """``auto`` takes CUDA, then MPS, then the CPU.
+def pick_device(name: str, threads: int = 0) -> torch.device:
+    """``auto`` takes CUDA, then MPS, then the CPU; sets the CPU's threads where asked to.
+
+    The number of threads is part of what a CPU's bits depend on.
 
     Raises:
         ConfigError: There is no such device.
@@ -181,6 +183,8 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else (
             "mps" if torch.backends.mps.is_available() else "cpu"
         )
+    if threads:
+        torch.set_num_threads(threads)
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -212,7 +216,7 @@ def load(folder: str | Path, device: str | None = None) -> Model:
     path = checkpoint.newest(run.checkpoints, console.warn)
     if path is None:
         raise CheckpointError(f"{run.folder} has no checkpoint yet. Run 'gendiff train' first")
-    place = pick_device(device or run.config.device)
+    place = pick_device(device or run.config.device, run.config.threads)
     network = run.modality.backbone(run.section, run.facts).to(place).eval().requires_grad_(False)
     restore(network, checkpoint.load_weights(path), path)
     return Model(run, network, place, use_bf16(run.config.train.precision, place),

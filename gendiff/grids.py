@@ -132,12 +132,13 @@ class LogSNR(Grid):
 
 
 def _first_sigma(schedule: Schedule, start: Tensor, largest: float, smallest: float) -> float:
-    sigma = math.exp(min(-schedule.log_snr(start).item() / 2, 700))
+    log_snr = schedule.log_snr(start).item()
+    sigma = largest if log_snr == -math.inf else math.exp(-log_snr / 2)
     if sigma <= smallest:
         raise SamplingError(
             f"sigma_min={smallest:g} is not below the first noise scale {sigma:g}. Lower sigma_min"
         )
-    return sigma if sigma < math.exp(700) else largest
+    return sigma
 
 
 GRIDS: dict[str, type[Grid]] = {

@@ -101,6 +101,13 @@ class VPLinear(Schedule):
                 f"beta_start={self.beta_start}, beta_end={self.beta_end}, steps={self.steps}: "
                 "0 < beta_start <= beta_end < 1 and steps >= 2 are needed"
             )
+        rise = (self.beta_end - self.beta_start) / (self.steps - 1)
+        if 2 * self.beta_start <= rise:  # the continuation's beta at t = 0 is beta_1 - rise / 2
+            raise ValueError(
+                f"beta_start={self.beta_start}: more than half the step between betas, "
+                f"{rise / 2:g}, is needed, or alpha would exceed 1 near t = 0. Raise beta_start or "
+                "steps"
+            )
 
     def log_alpha_bar(self, t: Tensor) -> Tensor:
         """log(alpha_t^2), 0 at t = 0."""

@@ -24,7 +24,7 @@ from gendiff import checkpoint, console
 from gendiff.config import TrainConfig
 from gendiff.data import VisitOrder, loader
 from gendiff.ema import EMA
-from gendiff.errors import CheckpointError, ConfigError, NonFiniteError
+from gendiff.errors import CheckpointError, NonFiniteError
 from gendiff.generate import Model, make_denoiser, pick_device, restore, use_bf16
 from gendiff.noise import StepNoise, derive_seed
 from gendiff.objective import Loss, Objective
@@ -50,18 +50,13 @@ class Trainer:
         run: The run.
 
     Raises:
-        ConfigError: The device is absent or the batch cannot be cut as asked.
+        ConfigError: The device is absent.
     """
 
     def __init__(self, run: Run) -> None:
         config = run.config.train
-        if config.batch_size % config.accumulate:
-            raise ConfigError(
-                f"train.batch_size: {config.batch_size} cannot be cut into train.accumulate="
-                f"{config.accumulate} equal parts"
-            )
         self.run, self.config = run, config
-        self.device = pick_device(run.config.device)
+        self.device = pick_device(run.config.device, run.config.threads)
         self.autocast = use_bf16(config.precision, self.device)
         torch.manual_seed(derive_seed("init", run.config.seed))
         self.network: nn.Module = run.modality.backbone(run.section, run.facts).to(self.device)

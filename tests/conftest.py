@@ -11,6 +11,14 @@ sys.path.insert(0, str(Path(__file__).parent))  # for the helper modules exactne
 torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing that a person has cached is used or touched."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GENDIFF_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def float64() -> Iterator[None]:
     """float64 as the default dtype, for tests against closed forms."""

@@ -38,7 +38,7 @@ from gendiff.noise import generator
 from gendiff_image.data import Data
 from gendiff_image.pictures import to_uint8
 
-_VERSION = 1  # of what is cached: grows when a network or its training changes
+_VERSION = 2  # of what is cached: grows when the networks' training changes
 _LIMIT = 10_000  # images of a split that are looked at, fewer if they have over
 _VALUES = 1 << 28  # values (1 GiB) between them
 _DRAWS = 8  # sets of real images, over which the Fréchet distance's floor is averaged
@@ -201,10 +201,12 @@ def _cached(
     digest.update(to_uint8(x).numpy().tobytes())
     if labels is not None:
         digest.update(labels.numpy().tobytes())
-    path = cache / f"{name}-{digest.hexdigest()}.pt"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % 2**63)
         network = _Classifier(channels, max(x.shape[2:]), classes or 4)
+    shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    digest.update(str(shapes).encode())
+    path = cache / f"{name}-{digest.hexdigest()}.pt"
     if path.exists():
         network.load_state_dict(torch.load(path, weights_only=True))
         return network.eval()

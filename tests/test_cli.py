@@ -1,0 +1,182 @@
+"""The command line as a person meets it: quick, offline, and one clear line for each mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+gendiff_image = pytest.importorskip("gendiff_image", reason="pip install -e '.[image]' first")
+TINY = ["image.channels=8", "image.channel_multipliers=[1,1]", "image.head_channels=8",
+        "image.blocks=1", "train.batch_size=8", "train.sample_every_steps=0", "sample.steps=2",
+        "sample.preview=4", "train.log_every_steps=2"]
+
+
+def gendiff(*args: str, cwd: Path, ok: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([sys.executable, "-m", "gendiff", *args], cwd=cwd, text=True,
+                          capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    if ok:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+def train(*args: str, cwd: Path, ok: bool = True) -> subprocess.CompletedProcess[str]:
+    return gendiff("train", "--modality", "image", *TINY, *args, cwd=cwd, ok=ok)
+
+
+def refuses(done: subprocess.CompletedProcess[str], *parts: str) -> None:
+    """One line on standard error, exit code 2, no traceback."""
+    assert done.returncode == 2, done.stderr
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
+    assert len(errors) == 1, done.stderr
+    for part in parts:
+        assert part in errors[0]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    train("train.steps=4", "train.checkpoint_every_steps=2", cwd=folder)
+    return folder
+
+
+@pytest.mark.parametrize("command", [["--help"], ["plugins"], ["train", "--help"]])
+def test_help_and_plugins_import_no_torch(command: list[str], tmp_path: Path) -> None:
+    code = ("import sys\nfrom gendiff.cli import main\n"
+            f"sys.argv = ['gendiff', *{command!r}]\n"
+            "try:\n    main()\nexcept SystemExit as e:\n    assert not e.code\n"
+            "assert 'torch' not in sys.modules, 'torch was imported'\n")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_train_sample_evaluate_and_load(trained: Path) -> None:
+    import gendiff as library
+
+    run = trained / "runs" / "image" / "default"
+    assert (run / "samples" / "step-00000004.png").stat().st_size > 0
+    done = gendiff("sample", str(run), "-n", "5", "--cond", "label=7", "--steps", "3",
+                   "--out", "pictures", cwd=trained)
+    assert "5 samples" in done.stdout
+    assert sorted(p.name for p in (trained / "pictures").iterdir()) == [
+        *(f"{i:05d}.png" for i in range(5)), "preview.png"
+    ]
+    batch = library.load(run).sample(5, cond={"label": 7}, steps=3)
+    assert batch.x.shape == (5, 1, 8, 8)
+    gendiff("evaluate", str(run), "-n", "20", cwd=trained)
+    result = json.loads((run / "evaluation.json").read_text())
+    assert {m["name"] for m in result["measures"]} >= {"frechet_distance", "label_accuracy"}
+    assert result["samples"] == 20
+
+
+def test_the_same_command_again_says_that_it_is_done(trained: Path) -> None:
+    done = train("train.steps=4", "train.checkpoint_every_steps=2", cwd=trained)
+    assert "resumed from" in done.stdout
+    assert "step-00000004" in done.stdout
+
+
+def test_dry_run_writes_nothing(tmp_path: Path) -> None:
+    done = train("--dry-run", cwd=tmp_path)
+    assert "one step: loss" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_config_show_and_check(tmp_path: Path) -> None:
+    shown = gendiff("config", "show", "--modality", "image", "train.steps=7", cwd=tmp_path).stdout
+    assert "  steps: 7  # optimiser steps" in shown
+    (tmp_path / "a.yaml").write_text(shown)  # what is shown is a valid file
+    checked = gendiff("config", "check", "--modality", "image", "--config", "a.yaml", cwd=tmp_path)
+    assert checked.stdout.strip() == "valid"
+
+
+def test_doctor_reports_the_plugin(tmp_path: Path) -> None:
+    assert "image (gendiff-image" in gendiff("doctor", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (["--modality", "imge"], ["no modality 'imge'. Did you mean 'image'? Installed: "]),
+        (["--modality", "image", "train.step=5"], ["'train.step'", "Did you mean 'train.steps'?"]),
+        (["--modality", "image", "train.lr=-1"], ["train.lr: should be greater than 0, got -1"]),
+        (["--modality", "image", "--config", "no.yaml"], ["no.yaml: No such file"]),
+        (["--modality", "image", "--config", "bad.yaml"], ["bad.yaml, line 1: invalid YAML"]),
+        (["--modality", "image", "image.data=folder", "image.path=empty"], ["empty", "data"]),
+        (["--modality", "image", "image.data=mnist", "image.path=empty"], ["empty"]),
+        (["--modality", "image", "image.data=folder", "image.path=nowhere"], ["nowhere"]),
+        (["--modality", "image", "device=tpu"], ["device: 'tpu' cannot be used here"]),
+        (["--modality", "image", "image.channel_multipliers=[1,1,1,1,1]"], ["not divisible by"]),
+        (["--modality", "image", "out=file"], ["cannot be written", "out="]),
+    ],
+)
+def test_bad_input_is_one_line(args: list[str], parts: list[str], tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("train: [1")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    refuses(gendiff("train", *args, cwd=tmp_path, ok=False), *parts)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_truncated_picture_among_many_is_named(tmp_path: Path) -> None:
+    from PIL import Image
+
+    (tmp_path / "pictures").mkdir()
+    for i in range(30):
+        Image.new("L", (8, 8), i).save(tmp_path / "pictures" / f"{i:02d}.png")
+    bad = tmp_path / "pictures" / "17.png"
+    bad.write_bytes(bad.read_bytes()[:40])
+    done = train("image.data=folder", "image.path=pictures", "train.steps=2", cwd=tmp_path,
+                 ok=False)
+    refuses(done, "1 of 30", "17.png", "image.skip_bad=true")
+    done = train("image.data=folder", "image.path=pictures", "image.skip_bad=true",
+                 "train.steps=2", cwd=tmp_path)
+    assert "17.png" in done.stderr
+
+
+def test_an_unwritable_run_folder(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        (tmp_path / "locked").write_text("root may write anywhere, but not below a file")
+    else:
+        (tmp_path / "locked").mkdir()
+        (tmp_path / "locked").chmod(stat.S_IRUSR | stat.S_IXUSR)
+    refuses(train("out=locked", cwd=tmp_path, ok=False), "locked", "cannot be written")
+
+
+def test_a_changed_configuration_lists_its_keys(trained: Path) -> None:
+    done = train("train.steps=4", "train.lr=0.5", "image.channels=16", cwd=trained, ok=False)
+    refuses(done, "train.lr: ", "-> 0.5", "image.channels: 8 -> 16", "name=")
+
+
+def test_sampling_what_is_no_run(tmp_path: Path) -> None:
+    refuses(gendiff("sample", ".", cwd=tmp_path, ok=False), "is not a run")
+    refuses(gendiff("sample", "nowhere", cwd=tmp_path, ok=False), "no such folder")
+
+
+@pytest.mark.parametrize(
+    ("args", "part"),
+    [
+        (["--cond", "label=11"], "label"),
+        (["--cond", "colour=red"], "colour"),
+        (["--sampler", "hein"], "Did you mean 'heun'?"),
+        (["--steps", "0"], "sample.steps"),
+        (["--sampler", "{name: ddpm, variance: learned}"], "variance head"),
+    ],
+)
+def test_bad_sampling_options(trained: Path, args: list[str], part: str) -> None:
+    run = "runs/image/default"
+    before = sorted(trained.rglob("*"))
+    refuses(gendiff("sample", run, "-n", "2", *args, cwd=trained, ok=False), part)
+    assert sorted(trained.rglob("*")) == before
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    done = gendiff("--debug", "sample", "nowhere", cwd=tmp_path, ok=False)
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr

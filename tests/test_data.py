@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from itertools import islice
+
+import pytest
+import torch
+
+from gendiff.data import InOrder, VisitOrder, loader
+from gendiff.spaces import Batch, Dense
+
+
+@pytest.mark.parametrize(("length", "batch"), [(12, 4), (10, 3), (3, 7), (1, 2)])
+def test_each_epoch_is_a_permutation(length: int, batch: int) -> None:
+    batches = list(islice(VisitOrder(length, batch, seed=0), 6 * length))
+    assert {len(b) for b in batches} == {batch}
+    visits = [key[0] for b in batches for key in b]
+    epochs = [visits[i : i + length] for i in range(0, len(visits) - length + 1, length)]
+    assert len(epochs) >= 6
+    assert all(sorted(epoch) == list(range(length)) for epoch in epochs)
+    if length >= 10:
+        assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
+
+
+@pytest.mark.parametrize("first", [1, 3, 50])
+def test_resuming_is_skipping(first: int) -> None:
+    whole = list(islice(VisitOrder(10, 3, seed=5), first + 20))
+    assert list(islice(VisitOrder(10, 3, 5, first), 20)) == whole[first:]
+
+
+def test_order_depends_on_the_seed_alone() -> None:
+    order = VisitOrder(50, 5, seed=1)
+    jumps = [order.key(v) for v in (260, 3, 260, 120, 3)]  # back and forth between epochs
+    assert jumps[0] == jumps[2]
+    assert jumps[1] == jumps[4]
+    assert jumps[3] == VisitOrder(50, 5, seed=1).key(120)
+    other = [VisitOrder(50, 5, seed=2).key(v) for v in range(50)]
+    assert [order.key(v)[0] for v in range(50)] != [key[0] for key in other]
+
+
+def test_no_two_visits_share_a_seed() -> None:
+    """An item comes back with another augmentation."""
+    keys = [VisitOrder(7, 1, seed).key(v) for seed in range(3) for v in range(300)]
+    assert len({seed for _, seed in keys}) == len(keys)
+
+
+@pytest.mark.parametrize(("length", "sizes"), [(7, [3, 3, 1]), (6, [3, 3]), (2, [2])])
+def test_in_order(length: int, sizes: list[int]) -> None:
+    batches = list(InOrder(length, 3))
+    assert [len(b) for b in batches] == sizes
+    assert [key for b in batches for key in b] == [(i, 0) for i in range(length)]
+
+
+class Items(torch.utils.data.Dataset):
+    def __getitem__(self, key: tuple[int, int]) -> tuple[int, int]:
+        return key
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loader_keeps_the_order(workers: int) -> None:
+    def collate(items: object) -> Batch:
+        x = torch.tensor(items)
+        return Batch(x, Dense(tuple(x.shape)))
+
+    batches = loader(Items(), collate, VisitOrder(10, 4, seed=0, first=2), workers)
+    expected = islice(VisitOrder(10, 4, seed=0, first=2), 6)
+    for batch, keys in zip(islice(batches, 6), expected, strict=True):
+        assert batch.x.tolist() == [list(key) for key in keys]

@@ -1,0 +1,212 @@
+"""Plugins as third parties ship them: distributions of their own, installed with pip."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+from gendiff import plugins
+from gendiff.errors import PluginError
+from gendiff.modality import Modality
+from gendiff.testing import ToyModality
+
+PROJECT = """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+[project]
+name = "{package}"
+version = "0.3"
+[project.entry-points."{group}"]
+{entry} = "{module}"
+"""
+POINTS = '''
+"""Points on two rings, written without reading the engine's code."""
+import json
+import gendiff
+from gendiff.modality import DataReport, Measure, Modality, Section
+from pydantic import Field
+
+
+class Config(Section):
+    radius: float = Field(1.0, gt=0, description="of the outer ring")
+
+
+class Points(Modality):
+    name = "points"
+    summary = "points on two rings"
+    Config = Config
+    defaults = {"train": {"steps": 20, "batch_size": 16, "log_every_steps": 10},
+                "sample": {"steps": 4, "preview": 8}}
+
+    def prepare(self, config):
+        return DataReport("512 points", {"count": 512})
+
+    def dataset(self, config, facts, split):
+        import math
+        class Data:
+            def __len__(self):
+                return facts["count"]
+            def __getitem__(self, key):
+                import torch
+                angle = key[0] * 2.399963 + (split == "test")
+                radius = config.radius * (1 if key[0] % 2 else 0.5)
+                return torch.tensor([radius * math.cos(angle), radius * math.sin(angle)])
+        return Data()
+
+    def collate(self, config, items):
+        import torch
+        x = torch.stack(list(items))
+        return gendiff.Batch(x, gendiff.Dense(tuple(x.shape)))
+
+    def backbone(self, config, facts):
+        import torch
+        class Net(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layers = torch.nn.Sequential(torch.nn.Linear(3, 32), torch.nn.SiLU(),
+                                                  torch.nn.Linear(32, 2))
+            def forward(self, x, noise, cond, space):
+                return self.layers(torch.cat([x, noise[:, None]], 1))
+        return Net()
+
+    def templates(self, config, facts, request):
+        return gendiff.Dense((len(request.ids), 2)), None
+
+    def write(self, config, batch, folder, ids):
+        paths = [folder / f"{i}.json" for i in ids]
+        for path, row in zip(paths, batch.x.tolist()):
+            path.write_text(json.dumps(row))
+        return paths
+
+    def preview(self, config, batch, path):
+        path.write_bytes(json.dumps(batch.x.tolist()).encode())
+        return path
+
+    def metrics(self, config, facts, samples, cache, seed):
+        radius = samples.x.norm(dim=1).mean().item()
+        return [Measure("mean_radius", radius, "higher", 0.75 * config.radius)]
+
+
+@gendiff.hookimpl
+def gendiff_modality():
+    return Points()
+'''
+
+
+class Environment:
+    """A virtual environment that sees this one's packages, so that pip can fill and empty it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        venv.create(folder / "venv", with_pip=False, symlinks=True)
+        self.python = folder / "venv" / "bin" / "python"
+        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        site = folder / "venv" / "lib" / version / "site-packages"
+        parent = sysconfig.get_paths()["purelib"]
+        (site / "parent.pth").write_text(f"import site; site.addsitedir({parent!r})\n")
+
+    def install(self, package: str, module: str, code: str, entry: str,
+                group: str = "gendiff.modalities") -> None:
+        project = self.folder / package
+        (project / module).mkdir(parents=True)
+        (project / module / "__init__.py").write_text(code)
+        (project / "pyproject.toml").write_text(
+            PROJECT.format(package=package, module=module, entry=entry, group=group)
+            + f'[tool.hatch.build.targets.wheel]\npackages = ["{module}"]\n'
+        )
+        self.pip("install", "--no-deps", "--no-build-isolation", str(project))
+
+    def pip(self, *args: str) -> None:
+        command = [sys.executable, "-m", "pip", "--python", str(self.python), *args]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    def gendiff(self, *args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([str(self.python), "-m", "gendiff", *args], cwd=self.folder,
+                              capture_output=True, text=True,
+                              env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    return Environment(tmp_path_factory.mktemp("environment"))
+
+
+def test_a_third_party_modality_is_found_trained_sampled_and_removed(
+    environment: Environment,
+) -> None:
+    environment.install("acme-points", "acme_points", POINTS, "points")
+    environment.install("acme-broken", "acme_broken", "raise RuntimeError('half written')",
+                        "broken")
+    environment.install("acme-extra", "acme_extra", "raise OSError('no such thing')", "extra",
+                        "gendiff.plugins")
+
+    listed = environment.gendiff("plugins")
+    assert listed.returncode == 0, listed.stderr
+    row = next(line for line in listed.stdout.splitlines() if line.startswith("points"))
+    assert "acme-points 0.3" in row
+    assert "ok" in row
+    row = next(line for line in listed.stdout.splitlines() if line.startswith("broken"))
+    assert "failed" in row
+    assert "half written" in listed.stdout
+
+    checked = environment.gendiff("plugins", "check", "points")
+    assert checked.returncode == 0, checked.stderr
+    trained = environment.gendiff("train", "--modality", "points", "points.radius=2")
+    assert trained.returncode == 0, trained.stderr
+    assert "trained: runs/points/default" in trained.stdout
+    assert "plugin 'extra' failed to load and is ignored" in trained.stderr
+    sampled = environment.gendiff("sample", "runs/points/default", "-n", "3")
+    assert sampled.returncode == 0, sampled.stderr
+    judged = environment.gendiff("evaluate", "runs/points/default", "-n", "8")
+    assert "mean_radius" in judged.stdout, judged.stderr
+
+    refused = environment.gendiff("train", "--modality", "broken")
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines()[-1].startswith(
+        "error: modality 'broken' (acme-broken 0.3) failed to load: RuntimeError: half written"
+    )
+    doctor = environment.gendiff("doctor")
+    assert doctor.returncode == 1
+    assert "Traceback" in doctor.stdout
+
+    environment.pip("uninstall", "-y", "acme-points", "acme-broken", "acme-extra")
+    assert "points" not in environment.gendiff("plugins").stdout
+    gone = environment.gendiff("sample", "runs/points/default", "-n", "3")
+    assert gone.returncode == 2
+    assert "no modality 'points'" in gone.stderr
+
+
+def test_two_packages_of_one_name_are_both_named(environment: Environment) -> None:
+    for package in ("twin-a", "twin-b"):
+        environment.install(package, package.replace("-", "_"), POINTS, "twin")
+    done = environment.gendiff("train", "--modality", "twin")
+    assert done.returncode == 2
+    assert "modality 'twin' is offered by" in done.stderr
+    assert "twin-a 0.3" in done.stderr
+    assert "twin-b 0.3" in done.stderr
+    environment.pip("uninstall", "-y", "twin-a", "twin-b")
+
+
+def test_a_plugin_for_a_newer_engine_is_refused_with_the_fix() -> None:
+    class Newer(ToyModality):
+        name = "newer"
+        api_version = 99
+
+    with pytest.raises(PluginError, match="needs plugin API 99.*pip install -U gendiff"):
+        plugins.register(Newer())
+
+
+def test_what_is_no_modality_is_refused() -> None:
+    class Unfinished(Modality):
+        name = "unfinished"
+
+    with pytest.raises(TypeError, match="abstract"):
+        Unfinished()  # type: ignore[abstract]
