@@ -107,7 +107,7 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Path | None:
             return path
     if found:
         raise CheckpointError(
-            f"all {len(found)} checkpoints in {folder} are damaged. Remove that folder to start anew"
+            f"all {len(found)} checkpoints in {folder} are damaged. Remove it to start anew"
         )
     return None
 

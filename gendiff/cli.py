@@ -1,4 +1,4 @@
-"""The command line. Bodies import what they need, so that ``--help`` needs neither torch nor plugin.
+"""The command line; bodies import late, so that ``--help`` needs neither torch nor a plugin.
 
 A user's mistake ends with one line and exit code 2; ``--debug`` shows the traceback.
 """
@@ -53,8 +53,13 @@ def main(debug: bool) -> None:
 def _overridable(function: Any) -> Any:
     for decorator in (
         click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]..."),
-        click.option("--config", "files", multiple=True, type=click.Path(path_type=Path),
-                     help="A YAML file; may be given again, later ones win."),
+        click.option(
+            "--config",
+            "files",
+            multiple=True,
+            type=click.Path(path_type=Path),
+            help="A YAML file; may be given again, later ones win.",
+        ),
         click.option("--modality", required=True, help="What to generate; see 'gendiff plugins'."),
     ):
         function = decorator(function)
@@ -65,8 +70,13 @@ def _overridable(function: Any) -> Any:
 @_overridable
 @click.option("--dry-run", is_flag=True, help="Check everything, do one step, leave nothing.")
 @click.option("--accept-changes", is_flag=True, help="Resume although the configuration changed.")
-def train(modality: str, files: tuple[Path, ...], overrides: tuple[str, ...], dry_run: bool,
-          accept_changes: bool) -> None:
+def train(
+    modality: str,
+    files: tuple[Path, ...],
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    accept_changes: bool,
+) -> None:
     """Train; the same command again goes on where it stopped.
 
     \b
@@ -103,7 +113,9 @@ def _sampling(function: Any) -> Any:
     for decorator in (
         click.argument("folder", metavar="RUN", type=click.Path(path_type=Path)),
         click.option("--sampler", help="Method, in place of the run's: ddim, heun, dpm++2m, …"),
-        click.option("--grid", help="Where its times lie: karras, log_snr, flow, time, quadratic."),
+        click.option(
+            "--grid", help="Where its times lie: karras, log_snr, flow, time, quadratic."
+        ),
         click.option("--steps", type=int, help="Steps of the grid."),
         click.option("--guidance", type=float, help="Scale of classifier-free guidance; 1: none."),
         click.option("--batch-size", type=int, help="Samples at a time; changes no sample."),
@@ -130,14 +142,24 @@ def _settings(model: Any, options: dict[str, Any]) -> Any:
 
 @main.command()
 @_sampling
-@click.option("-n", "count", type=click.IntRange(min=1), default=64, show_default=True,
-              help="How many.")
-@click.option("--cond", "conditions", multiple=True, metavar="NAME=VALUE",
-              help="What to sample, as the modality understands it: label=7.")
-@click.option("--out", type=click.Path(path_type=Path),
-              help="Folder for the files.  [default: RUN/generated/seed-SEED]")
-def sample(folder: Path, count: int, conditions: tuple[str, ...], out: Path | None,
-           **options: Any) -> None:
+@click.option(
+    "-n", "count", type=click.IntRange(min=1), default=64, show_default=True, help="How many."
+)
+@click.option(
+    "--cond",
+    "conditions",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="What to sample, as the modality understands it: label=7.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for the files.  [default: RUN/generated/seed-SEED]",
+)
+def sample(
+    folder: Path, count: int, conditions: tuple[str, ...], out: Path | None, **options: Any
+) -> None:
     """Draw samples from a run: a file each, and a preview of all.
 
     \b
@@ -153,7 +175,9 @@ def sample(folder: Path, count: int, conditions: tuple[str, ...], out: Path | No
     for text in conditions:
         values |= config.parse_override(text)
     out = out or model.run.folder / "generated" / f"seed-{options['seed']}"
-    run, ids, batches, paths = model.run, list(range(count)), [], []
+    run, ids = model.run, list(range(count))
+    batches: list[Any] = []
+    paths: list[Path] = []
     with console.progress(count, 0, "samples") as bar:
         for batch in model.batches(ids, settings, options["seed"], values):
             batch = batch.to("cpu")
@@ -178,8 +202,9 @@ def _make_folder(path: Path) -> None:
 
 @main.command()
 @_sampling
-@click.option("-n", "count", type=click.IntRange(min=2),
-              help="Samples to judge.  [default: the modality's]")
+@click.option(
+    "-n", "count", type=click.IntRange(min=2), help="Samples to judge.  [default: the modality's]"
+)
 def evaluate(folder: Path, count: int | None, **options: Any) -> None:
     """Judge a run: the modality's metrics beside real data, and the held-out loss."""
     from gendiff import evaluate as judging
@@ -217,8 +242,15 @@ def _list_plugins() -> None:
     for plugin in found:
         kind = "modality" if plugin.group == finder.MODALITIES else "plugin"
         summary = plugin.modality.summary if plugin.modality else ""
-        rows.append([plugin.name, kind, plugin.distribution, "failed" if plugin.error else "ok",
-                     plugin.error or summary])
+        rows.append(
+            [
+                plugin.name,
+                kind,
+                plugin.distribution,
+                "failed" if plugin.error else "ok",
+                plugin.error or summary,
+            ]
+        )
     if not rows:
         console.say("no plugin is installed. From a clone: pip install -e '.[all]'")
         return

@@ -1,4 +1,4 @@
-"""Configuration: pydantic models, YAML, ``key=value`` overrides, and errors that name their source.
+"""Configuration: pydantic models, YAML, ``key=value`` overrides, errors that name their source.
 
 Precedence: command line, ``--config`` files (later wins), the modality's defaults, the defaults
 written in the models below. The resolved configuration is kept in the run.
@@ -26,7 +26,6 @@ from pydantic import (
 
 from gendiff.errors import ConfigError
 from gendiff.modality import Modality, Section
-
 
 # --- named parts: schedules, samplers, … --------------------------------------------------------
 
@@ -66,7 +65,7 @@ def build(kind: str, value: Any) -> Any:
         if key not in fields:
             raise ValueError(f"{kind} '{name}' has no '{key}'.{suggest(key, fields)}")
     try:
-        return _adapter(classes[name]).validate_python(params)
+        return _adapter(kind, name).validate_python(params)
     except ValidationError as error:
         problem = error.errors()[0]
         where = f"{'.'.join(map(str, problem['loc']))}: " if problem["loc"] else ""
@@ -74,8 +73,8 @@ def build(kind: str, value: Any) -> Any:
 
 
 @cache
-def _adapter(cls: type[Any]) -> TypeAdapter[Any]:
-    return TypeAdapter(cls)
+def _adapter(kind: str, name: str) -> TypeAdapter[Any]:
+    return TypeAdapter(registry(kind)[name])
 
 
 def describe(kind: str, part: Any) -> dict[str, Any]:
@@ -84,12 +83,11 @@ def describe(kind: str, part: Any) -> dict[str, Any]:
     return {"name": name} | dataclasses.asdict(part)
 
 
-def _named(kind: str) -> Any:
-    return Annotated[
-        Any,
+def _named(kind: str) -> tuple[BeforeValidator, PlainSerializer]:
+    return (
         BeforeValidator(lambda value: build(kind, value)),
         PlainSerializer(lambda part: describe(kind, part)),
-    ]
+    )
 
 
 # --- the models ---------------------------------------------------------------------------------
@@ -102,12 +100,14 @@ def _option(default: Any, description: str, **limits: Any) -> Any:
 class DiffusionConfig(Section):
     """The process, the prediction and the loss."""
 
-    schedule: _named("schedule") = _option("edm", "t -> alpha, sigma")
-    prediction: Literal["eps", "x", "v", "flow", "edm"] = _option("edm", "what the network puts out")
+    schedule: Annotated[Any, *_named("schedule")] = _option("edm", "t -> alpha, sigma")
+    prediction: Literal["eps", "x", "v", "flow", "edm"] = _option(
+        "edm", "what the network puts out"
+    )
     data_std: float = _option(0.5, "standard deviation of the data", gt=0)
     noise_input: Literal["log_snr", "time"] = _option("log_snr", "what the network embeds")
-    times: _named("times") = _option("log_normal", "density of the training times")
-    weight: _named("weight") = _option("edm", "weight on the squared error of x_hat, by log-SNR")
+    times: Annotated[Any, *_named("times")] = _option("log_normal", "density of training times")
+    weight: Annotated[Any, *_named("weight")] = _option("edm", "weight on x_hat's squared error")
     stratified: bool = _option(True, "spread each step's times evenly")
     cond_dropout: float = _option(0.1, "share of hidden conditions in training", ge=0, le=1)
     vlb_weight: float = _option(0.001, "weight of the bound that trains a learned variance", ge=0)
@@ -121,7 +121,9 @@ class TrainConfig(Section):
     batch_size: int = _option(128, "samples of a step", ge=1)
     accumulate: int = _option(1, "parts into which a step's batch is cut to save memory", ge=1)
     lr: float = _option(1e-3, "AdamW's learning rate", gt=0)
-    lr_decay: Literal["constant", "cosine", "linear"] = _option("constant", "to 0 at the last step")
+    lr_decay: Literal["constant", "cosine", "linear"] = _option(
+        "constant", "to 0 at the last step"
+    )
     warmup_steps: int = _option(100, "steps of linear warm-up", ge=0)
     betas: tuple[float, float] = _option((0.9, 0.999), "AdamW's betas")
     weight_decay: float = _option(0.0, "AdamW's weight decay", ge=0)
@@ -149,8 +151,8 @@ class TrainConfig(Section):
 class SampleConfig(Section):
     """The defaults of sampling, for previews, ``sample`` and ``evaluate``."""
 
-    sampler: _named("sampler") = _option("dpm++2m", "the method")
-    grid: _named("grid") = _option("karras", "where its times lie")
+    sampler: Annotated[Any, *_named("sampler")] = _option("dpm++2m", "the method")
+    grid: Annotated[Any, *_named("grid")] = _option("karras", "where its times lie")
     steps: int = _option(20, "steps of the grid", ge=1)
     guidance: float = _option(1.0, "scale of classifier-free guidance; 1 for none", ge=0)
     batch_size: int = _option(64, "samples at a time", ge=1)
@@ -171,8 +173,14 @@ class RunConfig(Section):
 
 
 # These may differ when a run is resumed: they do not change what is computed.
-VOLATILE = ("out", "device", "train.workers", "train.log_every_steps", "train.keep_checkpoints",
-            "train.checkpoint_every_steps")
+VOLATILE = (
+    "out",
+    "device",
+    "train.workers",
+    "train.log_every_steps",
+    "train.keep_checkpoints",
+    "train.checkpoint_every_steps",
+)
 
 
 # --- resolving ----------------------------------------------------------------------------------
@@ -186,8 +194,9 @@ def resolve(
     Raises:
         ConfigError: A line for each problem, with the key, its source and a suggestion.
     """
-    layers: list[tuple[str, dict[str, Any]]] = [(f"{modality.name} defaults",
-                                                 dict(modality.defaults))]
+    layers: list[tuple[str, dict[str, Any]]] = [
+        (f"{modality.name} defaults", dict(modality.defaults))
+    ]
     layers += [(str(path), read_yaml(path)) for path in files]
     layers += [("command line", parse_override(text)) for text in overrides]
     merged: dict[str, Any] = {}
@@ -268,8 +277,9 @@ def merge(base: Any, new: Any) -> Any:
         return new
     if isinstance(base, str) and "name" not in new:
         base = {"name": base}  # diffusion.schedule.sigma_max=40 over "schedule: edm"
-    if not isinstance(base, Mapping) or ("name" in base and "name" in new
-                                         and "seed" not in base and base["name"] != new["name"]):
+    if not isinstance(base, Mapping) or (
+        "name" in base and "name" in new and "seed" not in base and base["name"] != new["name"]
+    ):
         base = {}
     return dict(base) | {key: merge(base.get(key), value) for key, value in new.items()}
 
@@ -349,7 +359,9 @@ def _message(problem: Any) -> str:
 def _line(problem: Any, valid: Sequence[str], sources: Mapping[str, str]) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     # The source of the longest known key that this one continues, or that continues this one.
-    related = [k for k in sources if k == key or key.startswith(k + ".") or k.startswith(key + ".")]
+    related = [
+        k for k in sources if k == key or key.startswith(k + ".") or k.startswith(key + ".")
+    ]
     source = f" ({sources[max(related, key=len)]})" if related else ""
     if problem["type"] == "extra_forbidden":
         sections = {k.rpartition(".")[0] for k in valid} - {""}

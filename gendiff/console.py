@@ -45,8 +45,13 @@ def progress(total: int, done: int, unit: str) -> Iterator[Any]:
     if not out.is_terminal:
         yield lambda done, text="": None
         return
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn(),
-               TextColumn("{task.description}"))
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
     with Progress(*columns, console=out, transient=True) as bar:
         task = bar.add_task("", total=total, completed=done)
         yield lambda done, text="": bar.update(task, completed=done, description=text)

@@ -69,7 +69,10 @@ def loader(
     """Iterates over the batches of an order."""
     return iter(
         DataLoader(
-            dataset, batch_sampler=order, collate_fn=collate,  # type: ignore[arg-type]
-            num_workers=workers, persistent_workers=workers > 0,
+            dataset,
+            batch_sampler=order,
+            collate_fn=collate,  # type: ignore[arg-type]
+            num_workers=workers,
+            persistent_workers=workers > 0,
         )
     )

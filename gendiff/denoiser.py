@@ -117,6 +117,13 @@ def noise_number(log_snr: Any) -> Any:
     return min(max(log_snr, -_LOG_SNR_RANGE), _LOG_SNR_RANGE) / -8
 
 
+def _no_signal(prediction: str, t: float) -> SamplingError:
+    return SamplingError(
+        f"'{prediction}' prediction says nothing of x at t={t:g}, where this schedule has no "
+        "signal. Start the grid below t=1 or train with 'v' or 'flow'"
+    )
+
+
 @dataclass(frozen=True)
 class Denoiser:
     """A backbone, the schedule it works under, and what it predicts.
@@ -182,6 +189,8 @@ class BoundDenoiser:
             time = torch.as_tensor(t, dtype=torch.float64, device="cpu").expand(space.batch_size)
             number = noise_number(d.schedule.log_snr(time)) if d.uses_log_snr else 1000 * time
             scales = scalings(d.prediction, d.data_std, *d.schedule(time))
+            if not scales.c_skip.isfinite().all():
+                raise _no_signal(d.prediction, time.max().item())
             number = number.to(x_t)
             c_in, c_skip, c_out = (space.expand(c.to(x_t)) for c in scales)
         else:
@@ -191,12 +200,11 @@ class BoundDenoiser:
             try:
                 c_in, c_skip, c_out = _scalings(d.prediction, d.data_std, *level[:2])
             except ZeroDivisionError:
-                raise SamplingError(
-                    f"'{d.prediction}' prediction says nothing of x at t={t:g}, where this "
-                    "schedule has no signal. Start the grid below t=1 or train with 'v' or 'flow'"
-                ) from None
+                raise _no_signal(d.prediction, t) from None
         out, variance = d.network(c_in * x_t, number, self.cond, space)
-        x_hat = torch.addcmul(out * c_out, x_t, c_skip) if isinstance(c_skip, Tensor) else (
-            (out * c_out).add_(x_t, alpha=c_skip)
+        x_hat = (
+            torch.addcmul(out * c_out, x_t, c_skip)
+            if isinstance(c_skip, Tensor)
+            else ((out * c_out).add_(x_t, alpha=c_skip))
         )
         return space.project(x_hat), variance

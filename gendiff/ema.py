@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class EMA:
@@ -32,12 +32,12 @@ class EMA:
         self._pairs(module)
 
     def _pairs(self, module: nn.Module) -> None:
-        self._averages = list(self.module.parameters())
+        self._averages: list[Tensor] = list(self.module.parameters())
         self._sources = list(module.parameters())
         self._buffers = list(zip(self.module.buffers(), module.buffers(), strict=True))
 
     def decay(self, step: int) -> float:
-        """d at step ``step``, counted from 1."""
+        """D at step ``step``, counted from 1."""
         half_life = min(self.half_life_steps, self.warmup * step)
         return 0.5 ** (1 / half_life) if half_life > 0 else 0.0
 

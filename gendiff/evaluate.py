@@ -65,8 +65,10 @@ def show(result: dict[str, Any]) -> None:
     console.table("", ["measure", "samples", "real data", "better", "definition"], rows)
     loss = "  ".join(f"{k}: {v:.4f}" for k, v in result["heldout_loss_by_log_snr"].items())
     console.say(f"held-out loss by log-SNR: {loss}")
-    console.say(f"{result['samples']} samples, seed {result['seed']}, step {result['step']}, "
-                f"{result['network_calls']} network calls each")
+    console.say(
+        f"{result['samples']} samples, seed {result['seed']}, step {result['step']}, "
+        f"{result['network_calls']} network calls each"
+    )
 
 
 @torch.no_grad()

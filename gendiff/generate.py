@@ -3,8 +3,8 @@
 Sample i depends on the model, the seed and i. Its noise is its own stream; and because a CPU's
 matrix kernels round differently at different batch sizes, on the CPU the network always sees
 whole blocks of ``BLOCK`` consecutive ids, whatever batch size is asked for. So sample i is the
-same to the bit in any company, at one number of threads (the key ``threads``). On an accelerator batches are of the size asked for, and samples
-agree up to the rounding of its kernels.
+same to the bit in any company, at one number of threads (the key ``threads``).
+On an accelerator batches are of the size asked for, and samples agree up to its rounding.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class Model:
         schedule = self.denoiser.schedule
         times = settings.grid.times(schedule, settings.steps)
         streams = Streams(seed, tuple(ids), self.device)
-        context = torch.autocast(self.device.type, torch.bfloat16) if self.autocast else (
-            nullcontext()
+        context = (
+            torch.autocast(self.device.type, torch.bfloat16) if self.autocast else (nullcontext())
         )
         with context:
             for state in states(denoiser, space, schedule, settings.sampler, times, streams):
@@ -140,8 +140,9 @@ class Model:
             ConfigError: A setting or a condition is wrong.
             SamplingError: They do not go together.
         """
-        settings = self.settings(steps=steps, sampler=sampler, grid=grid, guidance=guidance,
-                                 batch_size=batch_size)
+        settings = self.settings(
+            steps=steps, sampler=sampler, grid=grid, guidance=guidance, batch_size=batch_size
+        )
         chosen = list(range(n)) if ids is None else list(ids)
         if not chosen:
             raise ConfigError("n: at least 1 sample is needed, got 0")
@@ -180,8 +181,10 @@ def pick_device(name: str, threads: int = 0) -> torch.device:
         ConfigError: There is no such device.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else (
-            "mps" if torch.backends.mps.is_available() else "cpu"
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else ("mps" if torch.backends.mps.is_available() else "cpu")
         )
     if threads:
         torch.set_num_threads(threads)
@@ -190,7 +193,9 @@ def pick_device(name: str, threads: int = 0) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"device: '{name}' cannot be used here: {reason}. Try device=cpu") from None
+        raise ConfigError(
+            f"device: '{name}' cannot be used here: {reason}. Try device=cpu"
+        ) from None
     return device
 
 
@@ -219,8 +224,13 @@ def load(folder: str | Path, device: str | None = None) -> Model:
     place = pick_device(device or run.config.device, run.config.threads)
     network = run.modality.backbone(run.section, run.facts).to(place).eval().requires_grad_(False)
     restore(network, checkpoint.load_weights(path), path)
-    return Model(run, network, place, use_bf16(run.config.train.precision, place),
-                 int(path.name.removeprefix("step-")))
+    return Model(
+        run,
+        network,
+        place,
+        use_bf16(run.config.train.precision, place),
+        int(path.name.removeprefix("step-")),
+    )
 
 
 def restore(network: nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -236,5 +246,3 @@ def restore(network: nn.Module, weights: Mapping[str, torch.Tensor], path: Path)
         raise CheckpointError(
             f"checkpoint {path} does not fit the network of this configuration: {first[0].strip()}"
         ) from None
-
-

@@ -66,8 +66,9 @@ class Streams:
         start = 0
         for sample, count in zip(self.ids, rows, strict=True):
             gen.manual_seed(derive_seed("sample", self.seed, sample, draw))
-            torch.randn(count, *width, generator=gen, dtype=self.dtype,
-                        out=out[start : start + count])
+            torch.randn(
+                count, *width, generator=gen, dtype=self.dtype, out=out[start : start + count]
+            )
             start += count
         return out.to(self.device)
 

@@ -93,7 +93,7 @@ class Weight(ABC):
 
     @abstractmethod
     def __call__(self, log_snr: Tensor, data_std: float) -> Tensor:
-        """log w, of the shape of ``log_snr``."""
+        """Log w, of the shape of ``log_snr``."""
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,9 @@ def _unknown(name: str, installed: list[str]) -> str:
     from gendiff.config import suggest
 
     if not installed:
-        return f"no modality '{name}', and none is installed. From a clone: pip install -e '.[all]'"
+        return (
+            f"no modality '{name}', and none is installed. From a clone: pip install -e '.[all]'"
+        )
     close = suggest(name, installed)
     hint = close if close.startswith(" Did") else ""
     return f"no modality '{name}'.{hint} Installed: {', '.join(installed)}"
@@ -164,8 +166,10 @@ def find(group: str = MODALITIES) -> list[Found]:
         try:
             loaded = modality(name) if group == MODALITIES else points[0].load()
         except Exception as error:
-            reason = str(error) if isinstance(error, PluginError) else (
-                f"{type(error).__name__}: {error}".splitlines()[0]
+            reason = (
+                str(error)
+                if isinstance(error, PluginError)
+                else (f"{type(error).__name__}: {error}".splitlines()[0])
             )
             trace = "".join(traceback.format_exception(error))
             result.append(Found(name, group, distribution, reason, trace))
@@ -183,8 +187,11 @@ def _extras() -> pluggy.PluginManager:
         try:
             pm.register(points[0].load(), name)
         except Exception as error:  # one broken plugin must not harm the rest
-            print(f"warning: plugin '{name}' failed to load and is ignored: {error}. "
-                  "'gendiff doctor' shows the traceback", file=sys.stderr)
+            print(
+                f"warning: plugin '{name}' failed to load and is ignored: {error}. "
+                "'gendiff doctor' shows the traceback",
+                file=sys.stderr,
+            )
     return pm
 
 

@@ -93,7 +93,9 @@ def load(folder: Path) -> Run:
     """
     if not (folder / "run.json").is_file() or not (folder / "config.yaml").is_file():
         hint = "no such folder" if not folder.exists() else "no run.json and config.yaml in it"
-        raise RunError(f"{folder} is not a run ({hint}). Give the folder that 'gendiff train' made")
+        raise RunError(
+            f"{folder} is not a run ({hint}). Give the folder that 'gendiff train' made"
+        )
     try:
         record = json.loads((folder / "run.json").read_text())
         name, facts = record["modality"], record["facts"]
@@ -127,8 +129,11 @@ def versions() -> dict[str, str]:
     """Versions of Python, gendiff, torch and the installed modalities."""
     import torch
 
-    found = {"python": sys.version.split()[0], "gendiff": gendiff.__version__,
-             "torch": torch.__version__}
+    found = {
+        "python": sys.version.split()[0],
+        "gendiff": gendiff.__version__,
+        "torch": torch.__version__,
+    }
     for group in (plugins.MODALITIES, plugins.PLUGINS):
         for distribution in plugins.distributions(group):
             name, _, version = distribution.rpartition(" ")

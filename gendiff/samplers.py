@@ -138,7 +138,7 @@ def posterior(schedule: Schedule, t: Any, s: Any) -> tuple[Tensor, Tensor, Tenso
 
 
 def interpolate_variance(low: Any, high: Any, v: Tensor) -> Tensor:
-    """Log-variance at the network's v, -1 for ``low`` and 1 for ``high`` (Nichol & Dhariwal, 15)."""
+    """Log-variance at the network's v: -1 for ``low`` and 1 for ``high`` (iDDPM, eq. 15)."""
     return (v + 1) / 2 * high + (1 - v) / 2 * low
 
 
@@ -342,9 +342,9 @@ SAMPLERS: dict[str, type[Sampler]] = {
 
 
 class State(NamedTuple):
-    """A state on the way: after step ``index``, at time ``t``, with the newest estimate."""
+    """A state on the way: after step ``number``, at time ``t``, with the newest estimate."""
 
-    index: int
+    number: int
     t: float
     x: Tensor
     x_hat: Tensor
@@ -367,9 +367,12 @@ def _zip(tables: list[Any]) -> Any:
     """Merges tables of equal structure: numbers that differ between parts become tuples."""
     first = tables[0]
     if isinstance(first, (Step, Stage)):
-        times = {"t": first.t} | ({"s": first.s} if isinstance(first, Step) else {})
-        rest = {k: _zip([getattr(v, k) for v in tables]) for k in first._fields if k not in times}
-        return type(first)(**times, **rest)
+        numbers = {
+            name: _zip([getattr(table, name) for table in tables])
+            for name in first._fields
+            if name not in ("t", "s")
+        }
+        return first._replace(**numbers)
     if isinstance(first, (list, tuple)):
         if len({len(v) for v in tables}) > 1:
             raise SamplingError("the parts' schedules make steps of different kinds here")

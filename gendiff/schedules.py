@@ -105,7 +105,7 @@ class VPLinear(Schedule):
         if 2 * self.beta_start <= rise:  # the continuation's beta at t = 0 is beta_1 - rise / 2
             raise ValueError(
                 f"beta_start={self.beta_start}: more than half the step between betas, "
-                f"{rise / 2:g}, is needed, or alpha would exceed 1 near t = 0. Raise beta_start or "
+                f"{rise / 2:g}, is needed, or alpha would exceed 1 near t = 0. Raise "
                 "steps"
             )
 
@@ -119,7 +119,7 @@ class VPLinear(Schedule):
         rise = slope * u / p0  # every difference below as a multiple of u: no cancellation
         ends = torch.log1p(-rise) / 2
         first = -slope * rise / p / 12
-        third = -slope**3 * rise * (p * p + p * p0 + p0 * p0) / (p**3 * p0**2) / 360
+        third = -(slope**3) * rise * (p * p + p * p0 + p0 * p0) / (p**3 * p0**2) / 360
         return integral - ends + first - third
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -205,8 +205,12 @@ class Cosine(Schedule):
         variance = (-value).sigmoid() * math.cos(self._first) ** 2
         sine = _sqrt(variance + math.sin(self._first) ** 2)
         near_data = 2 * torch.asin(
-            (variance / (sine + math.sin(self._first)) / 2 / torch.cos(
-                (torch.asin(sine.clamp(max=1)) + self._first) / 2)).clamp(max=1)
+            (
+                variance
+                / (sine + math.sin(self._first))
+                / 2
+                / torch.cos((torch.asin(sine.clamp(max=1)) + self._first) / 2)
+            ).clamp(max=1)
         )
         return (torch.where(value < 0, near_noise, near_data) / self._span).to(log_snr)
 

@@ -70,7 +70,7 @@ class Space(ABC):
 
     @abstractmethod
     def join(self, others: Sequence[tuple[Any, Tensor]], x: Tensor) -> tuple[Space, Tensor]:
-        """This space and ``x`` followed by others of the same kind."""
+        """Joins this space and ``x`` with others of the same kind."""
 
     @abstractmethod
     def to(self, device: torch.device | str) -> Space:
@@ -86,10 +86,10 @@ class Space(ABC):
 
 @dataclass(frozen=True)
 class Dense(Space):
-    """Samples of one shape: x is (B, C, \\*), every element is live.
+    r"""Samples of one shape: x is (B, C, \*), every element is live.
 
     Args:
-        shape: Shape of the batch's tensor, (B, C, \\*).
+        shape: Shape of the batch's tensor, (B, C, \*).
         parts: Widths of the parts along C, or empty.
     """
 
@@ -326,5 +326,12 @@ def join(batches: Sequence[Batch]) -> Batch:
     if not conds:
         return Batch(x, space)
     values = {k: torch.cat([c[k] for c in conds]) for k in conds[0].values}
-    hidden = [c.dropped for c in conds if c.dropped is not None]
-    return Batch(x, space, Cond(values, torch.cat(hidden) if hidden else None))
+    if all(c.dropped is None for c in conds):
+        return Batch(x, space, Cond(values))
+    hidden = [
+        torch.zeros(b.space.batch_size, dtype=torch.bool, device=x.device)
+        if c.dropped is None
+        else c.dropped
+        for b, c in zip(batches, conds, strict=True)
+    ]
+    return Batch(x, space, Cond(values, torch.cat(hidden)))

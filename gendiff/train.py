@@ -69,8 +69,11 @@ class Trainer:
             d.times, d.weight, d.stratified, d.cond_dropout, d.vlb_weight, d.vlb_steps
         )
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=config.lr, betas=config.betas,
-            weight_decay=config.weight_decay, fused=self.device.type in ("cpu", "cuda"),
+            self.network.parameters(),
+            lr=config.lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=self.device.type in ("cpu", "cuda"),
         )
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         self.step = 0
@@ -83,19 +86,22 @@ class Trainer:
         Raises:
             NonFiniteError: The gradient was not finite ``PATIENCE`` times in a row.
         """
-        config, run = self.config, self.run
-        data = run.modality.dataset(run.section, run.facts, "train")
-        size = config.batch_size // config.accumulate
-        # Parts of a step are batches of their own: step k visits k * batch_size onwards.
-        order = VisitOrder(len(data), size, run.config.seed,  # type: ignore[arg-type]
-                           self.step * config.accumulate)
-        batches = loader(data, partial(run.modality.collate, run.section), order, config.workers)
-        while self.step < config.steps:
+        batches = self.batches()
+        while self.step < self.config.steps:
             begin = time.perf_counter()
-            parts = [next(batches).to(self.device) for _ in range(config.accumulate)]
-            result = self.advance(parts)
+            result = self.advance([next(batches) for _ in range(self.config.accumulate)])
             self.elapsed += time.perf_counter() - begin
             yield result
+
+    def batches(self) -> Iterator[Batch]:
+        """The data from the present step on; ``accumulate`` batches make a step."""
+        config, run = self.config, self.run
+        data: Any = run.modality.dataset(run.section, run.facts, "train")
+        size = config.batch_size // config.accumulate
+        order = VisitOrder(len(data), size, run.config.seed, self.step * config.accumulate)
+        collate = partial(run.modality.collate, run.section)
+        for batch in loader(data, collate, order, config.workers):
+            yield batch.to(self.device)
 
     def advance(self, parts: list[Batch]) -> StepResult:
         """One optimiser step over the parts of a batch."""
@@ -108,8 +114,9 @@ class Trainer:
         for slot, batch in enumerate(parts):
             noise = StepNoise(seed, slot, self.device, batch.x.dtype)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                loss = self.objective(self.denoiser, batch, noise, seed=seed, step=step,
-                                      slot=slot, slots=len(parts))
+                loss = self.objective(
+                    self.denoiser, batch, noise, seed=seed, step=step, slot=slot, slots=len(parts)
+                )
             (loss.mean / len(parts)).backward()
             losses.append(loss)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_norm or math.inf)
@@ -128,9 +135,11 @@ class Trainer:
                 f"(visits {step * config.batch_size} to {self.step * config.batch_size - 1}). "
                 "Lower train.lr, or set train.precision=fp32"
             )
-        both = Loss(torch.stack([loss.mean.detach() for loss in losses]).mean(),
-                    torch.cat([loss.per_sample for loss in losses]),
-                    torch.cat([loss.log_snr for loss in losses]))
+        both = Loss(
+            torch.stack([loss.mean.detach() for loss in losses]).mean(),
+            torch.cat([loss.per_sample for loss in losses]),
+            torch.cat([loss.log_snr for loss in losses]),
+        )
         return StepResult(self.step, both, norm, not finite)
 
     def model(self) -> Model:
@@ -147,10 +156,19 @@ class Trainer:
             "ema": self.ema.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        metadata = {"modality": self.run.modality.name, "step": str(self.step),
-                    "facts": json.dumps(self.run.facts)}
-        return checkpoint.save(self.run.checkpoints, self.step, state,
-                               self.ema.module.state_dict(), metadata, self.config.keep_checkpoints)
+        metadata = {
+            "modality": self.run.modality.name,
+            "step": str(self.step),
+            "facts": json.dumps(self.run.facts),
+        }
+        return checkpoint.save(
+            self.run.checkpoints,
+            self.step,
+            state,
+            self.ema.module.state_dict(),
+            metadata,
+            self.config.keep_checkpoints,
+        )
 
     def restore(self, path: Path) -> None:
         """Goes on from a checkpoint.
@@ -164,7 +182,9 @@ class Trainer:
         try:
             self.optimizer.load_state_dict(state["optimizer"])
         except ValueError as error:
-            raise CheckpointError(f"checkpoint {path} does not fit the optimiser: {error}") from None
+            raise CheckpointError(
+                f"checkpoint {path} does not fit the optimiser: {error}"
+            ) from None
         self.step, self.elapsed = state["step"], state["elapsed"]
         self.skipped = state["skipped"]
 
@@ -173,8 +193,11 @@ def lr_factor(config: TrainConfig, step: int) -> float:
     """The learning rate at a step (from 0), as a share of ``lr``: warm-up times decay."""
     warm = min(1.0, (step + 1) / (config.warmup_steps + 1))
     progress = step / config.steps
-    decay = {"constant": 1.0, "linear": 1 - progress,
-             "cosine": (1 + math.cos(math.pi * progress)) / 2}
+    decay = {
+        "constant": 1.0,
+        "linear": 1 - progress,
+        "cosine": (1 + math.cos(math.pi * progress)) / 2,
+    }
     return warm * decay[config.lr_decay]
 
 
@@ -213,9 +236,12 @@ def train(run: Run) -> bool:
         trainer.restore(path)
         console.say(f"resumed from {path}", log)
     size = sum(p.numel() for p in trainer.parameters)
-    console.say(f"{size:,} parameters, {trainer.device}, "
-                f"{'bf16' if trainer.autocast else 'fp32'}, {config.steps} steps of "
-                f"{config.batch_size}", log)
+    console.say(
+        f"{size:,} parameters, {trainer.device}, "
+        f"{'bf16' if trainer.autocast else 'fp32'}, {config.steps} steps of "
+        f"{config.batch_size}",
+        log,
+    )
     metrics = MetricsLog(run.folder, trainer.step)
     window: list[StepResult] = []
     mark = (trainer.step, trainer.elapsed)
@@ -235,19 +261,25 @@ def train(run: Run) -> bool:
             if last or stop() or step % config.checkpoint_every_steps == 0:
                 saved = trainer.save()
                 if stop():
-                    console.say(f"stopped on request at step {step}, saved {saved}. "
-                                "The same command goes on from there", log)
+                    console.say(
+                        f"stopped on request at step {step}, saved {saved}. "
+                        "The same command goes on from there",
+                        log,
+                    )
                     return last
     return True
 
 
 def _due(step: int, every: int) -> bool:
     """At every multiple, and at doublings before the first."""
-    return every > 0 and (step % every == 0 or (step < every and step >= 100
-                                                and step & (step - 1) == 0))
+    return every > 0 and (
+        step % every == 0 or (step < every and step >= 100 and step & (step - 1) == 0)
+    )
 
 
-def summarise(window: list[StepResult], trainer: Trainer, mark: tuple[int, float]) -> dict[str, Any]:
+def summarise(
+    window: list[StepResult], trainer: Trainer, mark: tuple[int, float]
+) -> dict[str, Any]:
     """Means over a window of steps; the loss also by log-SNR, in bins of width 4."""
     loss = torch.cat([r.loss.per_sample for r in window]).float().cpu()
     log_snr = torch.cat([r.loss.log_snr for r in window]).float().cpu()
@@ -270,8 +302,10 @@ def summarise(window: list[StepResult], trainer: Trainer, mark: tuple[int, float
 
 def _progress_line(line: dict[str, Any], step: int, total: int) -> str:
     left = (total - step) * line["elapsed_seconds"] / max(step, 1)
-    text = (f"step {step}/{total}  loss {line['loss']:.4f}  {line['samples_per_second']:.0f} "
-            f"samples/s  {console.duration(left)} left")
+    text = (
+        f"step {step}/{total}  loss {line['loss']:.4f}  {line['samples_per_second']:.0f} "
+        f"samples/s  {console.duration(left)} left"
+    )
     if line["skipped"]:
         text += f"  {line['skipped']} non-finite steps skipped"
     if torch.cuda.is_available():
@@ -300,13 +334,11 @@ def _preview(trainer: Trainer, stop: Callable[[], bool]) -> None:
 
 
 def dry_run(run: Run) -> list[str]:
-    """One step and one sample without leaving a checkpoint; what was seen, line by line."""
+    """Two steps and one sample without leaving a checkpoint; what was seen, line by line."""
     trainer = Trainer(run)
-    data = run.modality.dataset(run.section, run.facts, "train")
-    order = VisitOrder(len(data), run.config.train.batch_size // run.config.train.accumulate,
-                       run.config.seed)  # type: ignore[arg-type]
-    batches = loader(data, partial(run.modality.collate, run.section), order)
-    parts = [next(batches).to(trainer.device) for _ in range(run.config.train.accumulate)]
+    batches = trainer.batches()
+    parts = [next(batches) for _ in range(run.config.train.accumulate)]
+    trainer.advance(parts)  # the first step also pays for what is set up once
     begin = time.perf_counter()
     result = trainer.advance(parts)
     seconds = time.perf_counter() - begin

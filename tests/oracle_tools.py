@@ -54,6 +54,20 @@ class Columns:
         return full[:, self.first : self.last]
 
 
+def parts_of(space: Space) -> list[tuple[Space, int, int]]:
+    """The space of each part alone, and its columns' range on axis 1."""
+    ranges = [(0, 3), (3, 5)]
+    if isinstance(space, Dense):
+        return [(Dense((space.shape[0], b - a, *space.shape[2:])), a, b) for a, b in ranges]
+    if isinstance(space, Masked):
+        return [(Masked(space.lengths, b - a, space.frames), a, b) for a, b in ranges]
+    assert isinstance(space, Ragged)
+    centred = (space.centred, 0)
+    return [
+        (Ragged(space.sizes, b - a, c), a, b) for (a, b), c in zip(ranges, centred, strict=True)
+    ]
+
+
 class Counted:
     """A denoiser that counts its calls and keeps a copy of what went in and came out."""
 

@@ -12,14 +12,27 @@ from pathlib import Path
 import pytest
 
 gendiff_image = pytest.importorskip("gendiff_image", reason="pip install -e '.[image]' first")
-TINY = ["image.channels=8", "image.channel_multipliers=[1,1]", "image.head_channels=8",
-        "image.blocks=1", "train.batch_size=8", "train.sample_every_steps=0", "sample.steps=2",
-        "sample.preview=4", "train.log_every_steps=2"]
+TINY = [
+    "image.channels=8",
+    "image.channel_multipliers=[1,1]",
+    "image.head_channels=8",
+    "image.blocks=1",
+    "train.batch_size=8",
+    "train.sample_every_steps=0",
+    "sample.steps=2",
+    "sample.preview=4",
+    "train.log_every_steps=2",
+]
 
 
 def gendiff(*args: str, cwd: Path, ok: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([sys.executable, "-m", "gendiff", *args], cwd=cwd, text=True,
-                          capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, "-m", "gendiff", *args],
+        cwd=cwd,
+        text=True,
+        capture_output=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     if ok:
         assert done.returncode == 0, done.stderr
     return done
@@ -47,12 +60,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("command", [["--help"], ["plugins"], ["train", "--help"]])
 def test_help_and_plugins_import_no_torch(command: list[str], tmp_path: Path) -> None:
-    code = ("import sys\nfrom gendiff.cli import main\n"
-            f"sys.argv = ['gendiff', *{command!r}]\n"
-            "try:\n    main()\nexcept SystemExit as e:\n    assert not e.code\n"
-            "assert 'torch' not in sys.modules, 'torch was imported'\n")
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True,
-                          text=True)
+    code = (
+        "import sys\nfrom gendiff.cli import main\n"
+        f"sys.argv = ['gendiff', *{command!r}]\n"
+        "try:\n    main()\nexcept SystemExit as e:\n    assert not e.code\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -61,11 +77,23 @@ def test_train_sample_evaluate_and_load(trained: Path) -> None:
 
     run = trained / "runs" / "image" / "default"
     assert (run / "samples" / "step-00000004.png").stat().st_size > 0
-    done = gendiff("sample", str(run), "-n", "5", "--cond", "label=7", "--steps", "3",
-                   "--out", "pictures", cwd=trained)
+    done = gendiff(
+        "sample",
+        str(run),
+        "-n",
+        "5",
+        "--cond",
+        "label=7",
+        "--steps",
+        "3",
+        "--out",
+        "pictures",
+        cwd=trained,
+    )
     assert "5 samples" in done.stdout
     assert sorted(p.name for p in (trained / "pictures").iterdir()) == [
-        *(f"{i:05d}.png" for i in range(5)), "preview.png"
+        *(f"{i:05d}.png" for i in range(5)),
+        "preview.png",
     ]
     batch = library.load(run).sample(5, cond={"label": 7}, steps=3)
     assert batch.x.shape == (5, 1, 8, 8)
@@ -132,11 +160,17 @@ def test_a_truncated_picture_among_many_is_named(tmp_path: Path) -> None:
         Image.new("L", (8, 8), i).save(tmp_path / "pictures" / f"{i:02d}.png")
     bad = tmp_path / "pictures" / "17.png"
     bad.write_bytes(bad.read_bytes()[:40])
-    done = train("image.data=folder", "image.path=pictures", "train.steps=2", cwd=tmp_path,
-                 ok=False)
+    done = train(
+        "image.data=folder", "image.path=pictures", "train.steps=2", cwd=tmp_path, ok=False
+    )
     refuses(done, "1 of 30", "17.png", "image.skip_bad=true")
-    done = train("image.data=folder", "image.path=pictures", "image.skip_bad=true",
-                 "train.steps=2", cwd=tmp_path)
+    done = train(
+        "image.data=folder",
+        "image.path=pictures",
+        "image.skip_bad=true",
+        "train.steps=2",
+        cwd=tmp_path,
+    )
     assert "17.png" in done.stderr
 
 

@@ -112,8 +112,9 @@ class Environment:
         parent = sysconfig.get_paths()["purelib"]
         (site / "parent.pth").write_text(f"import site; site.addsitedir({parent!r})\n")
 
-    def install(self, package: str, module: str, code: str, entry: str,
-                group: str = "gendiff.modalities") -> None:
+    def install(
+        self, package: str, module: str, code: str, entry: str, group: str = "gendiff.modalities"
+    ) -> None:
         project = self.folder / package
         (project / module).mkdir(parents=True)
         (project / module / "__init__.py").write_text(code)
@@ -129,9 +130,13 @@ class Environment:
         assert done.returncode == 0, done.stderr
 
     def gendiff(self, *args: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([str(self.python), "-m", "gendiff", *args], cwd=self.folder,
-                              capture_output=True, text=True,
-                              env=os.environ | {"OMP_NUM_THREADS": "1"})
+        return subprocess.run(
+            [str(self.python), "-m", "gendiff", *args],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
 
 
 @pytest.fixture(scope="module")
@@ -143,10 +148,12 @@ def test_a_third_party_modality_is_found_trained_sampled_and_removed(
     environment: Environment,
 ) -> None:
     environment.install("acme-points", "acme_points", POINTS, "points")
-    environment.install("acme-broken", "acme_broken", "raise RuntimeError('half written')",
-                        "broken")
-    environment.install("acme-extra", "acme_extra", "raise OSError('no such thing')", "extra",
-                        "gendiff.plugins")
+    environment.install(
+        "acme-broken", "acme_broken", "raise RuntimeError('half written')", "broken"
+    )
+    environment.install(
+        "acme-extra", "acme_extra", "raise OSError('no such thing')", "extra", "gendiff.plugins"
+    )
 
     listed = environment.gendiff("plugins")
     assert listed.returncode == 0, listed.stderr

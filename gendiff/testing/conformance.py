@@ -1,4 +1,4 @@
-"""``check_modality``: does a modality keep its side of the contract?
+"""``check_modality`` finds out whether a modality keeps its side of the contract.
 
 Every check names what it looked at, and raises :class:`PluginError` with what was expected and
 what was found. The checks use the modality's own defaults, made small.
@@ -27,9 +27,7 @@ from gendiff.spaces import Batch, Space
 from gendiff.train import Trainer
 
 
-def check_modality(
-    modality: str | Modality, overrides: Sequence[str] = ()
-) -> Iterator[str]:
+def check_modality(modality: str | Modality, overrides: Sequence[str] = ()) -> Iterator[str]:
     """Runs the checks and yields a line for each that holds.
 
     Args:
@@ -43,15 +41,27 @@ def check_modality(
         yield _imports_no_torch(modality)
         modality = plugins.modality(modality)
     with tempfile.TemporaryDirectory() as folder:
-        small = ("train.batch_size=8", "train.accumulate=1", "train.warmup_steps=0",
-                 "train.compile=false", "sample.steps=2", "diffusion.cond_dropout=0",
-                 "train.steps=1000", f"out={folder}", "device=cpu", *overrides)
+        small = (
+            "train.batch_size=8",
+            "train.accumulate=1",
+            "train.warmup_steps=0",
+            "train.compile=false",
+            "sample.steps=2",
+            "diffusion.cond_dropout=0",
+            "train.steps=1000",
+            f"out={folder}",
+            "device=cpu",
+            *overrides,
+        )
         resolved = config.resolve(modality, overrides=small)
         section = getattr(resolved, modality.name)
         report = modality.prepare(section)
         _expect(isinstance(report, DataReport), "prepare() returns a DataReport", report)
-        _expect(json.loads(json.dumps(report.facts)) == report.facts,
-                "the facts survive JSON (no tuples, no numbers as keys)", report.facts)
+        _expect(
+            json.loads(json.dumps(report.facts)) == report.facts,
+            "the facts survive JSON (no tuples, no numbers as keys)",
+            report.facts,
+        )
         yield f"data: {report.summary}"
         run = runs.start(modality, resolved, report.facts)
         yield from _check_data(run)
@@ -65,11 +75,16 @@ def _expect(holds: bool, what: str, found: Any) -> None:
 
 
 def _imports_no_torch(name: str) -> str:
-    code = (f"import sys; from gendiff import plugins; plugins.modality({name!r}); "
-            "sys.exit('torch' in sys.modules)")
+    code = (
+        f"import sys; from gendiff import plugins; plugins.modality({name!r}); "
+        "sys.exit('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    _expect(done.returncode == 0, "the entry point loads without importing torch",
-            done.stderr.strip().splitlines()[-1:] or "torch was imported")
+    _expect(
+        done.returncode == 0,
+        "the entry point loads without importing torch",
+        done.stderr.strip().splitlines()[-1:] or "torch was imported",
+    )
     return "the entry point loads without torch"
 
 
@@ -79,13 +94,21 @@ def _check_data(run: runs.Run) -> Iterator[str]:
         data: Any = modality.dataset(section, run.facts, split)
         _expect(len(data) > 0, f"the {split} split has items", len(data))
         items = [data[0, 7], data[min(1, len(data) - 1), 7]]
-        batch, again = modality.collate(section, items), modality.collate(section, [
-            data[0, 7], data[min(1, len(data) - 1), 7]])
-        _expect(torch.equal(batch.x, again.x), "an item is a function of its index and seed",
-                "two different items")
+        batch, again = (
+            modality.collate(section, items),
+            modality.collate(section, [data[0, 7], data[min(1, len(data) - 1), 7]]),
+        )
+        _expect(
+            torch.equal(batch.x, again.x),
+            "an item is a function of its index and seed",
+            "two different items",
+        )
         space = batch.space
-        _expect(isinstance(space, Space) and tuple(batch.x.shape) == tuple(space.shape),
-                "x has its space's shape", (tuple(batch.x.shape), space))
+        _expect(
+            isinstance(space, Space) and tuple(batch.x.shape) == tuple(space.shape),
+            "x has its space's shape",
+            (tuple(batch.x.shape), space),
+        )
         _expect(space.batch_size == 2, "two items make two samples", space.batch_size)
         _expect(bool(batch.x.isfinite().all()), "the data are finite", batch.x)
         gap = (space.project(batch.x) - batch.x).abs().max().item()
@@ -101,8 +124,11 @@ def _check_training(run: runs.Run) -> Iterator[str]:
     losses = [trainer.advance([batch]).loss.mean.item() for _ in range(40)]
     early, late = sum(losses[:8]) / 8, sum(losses[-8:]) / 8
     _expect(late < early, "40 steps on one batch lower the loss", (early, late))
-    unused = [name for name, p in trainer.network.named_parameters()
-              if not trainer.optimizer.state.get(p)]
+    unused = [
+        name
+        for name, p in trainer.network.named_parameters()
+        if not trainer.optimizer.state.get(p)
+    ]
     _expect(not unused, "the gradient reaches every parameter", unused)
     yield f"40 steps on one batch: loss {early:.3f} to {late:.3f}"
     path = trainer.save()
@@ -117,13 +143,22 @@ def _check_sampling(run: runs.Run, folder: Path) -> Iterator[str]:
     modality, section = run.modality, run.section
     model = Trainer(run).model()
     full, part = model.sample(ids=[0, 1, 2, 3]), model.sample(ids=[2])
-    _expect(_same(full.select([2]), part), "sample 2 is the same alone and among others",
-            "another sample")
-    _expect(_templates_alone(run), "what a template holds for a sample depends on its id and the "
-            "seed alone", "another template")
+    _expect(
+        _same(full.select([2]), part),
+        "sample 2 is the same alone and among others",
+        "another sample",
+    )
+    _expect(
+        _templates_alone(run),
+        "what a template holds for a sample depends on its id and the seed alone",
+        "another template",
+    )
     paths = modality.write(section, full, folder, [0, 1, 2, 3])
-    _expect(len(paths) == 4 and all(p.stat().st_size for p in paths), "write() makes a file for "
-            "each sample", paths)
+    _expect(
+        len(paths) == 4 and all(p.stat().st_size for p in paths),
+        "write() makes a file for each sample",
+        paths,
+    )
     preview = modality.preview(section, full, folder / "preview.png")
     _expect(preview.stat().st_size > 0, "preview() makes a picture", preview)
     yield f"4 samples written, as {paths[0].suffix}, and a preview"
@@ -139,6 +174,8 @@ def _templates_alone(run: runs.Run) -> bool:
 
 def _same(a: Batch, b: Batch) -> bool:
     conds: list[Mapping[str, Any]] = [{} if v.cond is None else v.cond.values for v in (a, b)]
-    return torch.equal(a.x, b.x) and conds[0].keys() == conds[1].keys() and all(
-        torch.equal(conds[0][k], conds[1][k]) for k in conds[0]
+    return (
+        torch.equal(a.x, b.x)
+        and conds[0].keys() == conds[1].keys()
+        and all(torch.equal(conds[0][k], conds[1][k]) for k in conds[0])
     )

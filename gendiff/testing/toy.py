@@ -1,4 +1,4 @@
-"""A toy modality with a known law, in each of the three spaces, so that the engine is tested alone.
+"""A toy modality with a known law, in each of the three spaces: the engine is tested alone.
 
 Each row of a sample is normal with a mean that depends on the sample's class and a variance of
 its own; centred columns have no mean. Items cost nothing, and what a perfect model would put out
@@ -85,8 +85,10 @@ class ToyNet(nn.Module):
         means = torch.stack([space.mean(_only(space, x, c)) for c in range(WIDTH)], 1) * WIDTH
         label = torch.full_like(noise, CLASSES, dtype=torch.long)
         if cond is not None:
-            hidden = torch.zeros_like(label, dtype=torch.bool) if cond.dropped is None else (
-                cond.dropped
+            hidden = (
+                torch.zeros_like(label, dtype=torch.bool)
+                if cond.dropped is None
+                else (cond.dropped)
             )
             label = torch.where(hidden, CLASSES, cond["label"])
         context = torch.cat([means, self.label(label) + self.noise(noise[:, None])], 1)
@@ -113,8 +115,15 @@ class ToyModality(Modality):
     Config: ClassVar[type[Section]] = ToyConfig
     defaults: ClassVar[Mapping[str, Any]] = {
         "diffusion": {"data_std": 1.0},
-        "train": {"steps": 20, "batch_size": 16, "lr": 1e-2, "sample_every_steps": 10,
-                  "checkpoint_every_steps": 5, "log_every_steps": 5, "ema_half_life_steps": 5},
+        "train": {
+            "steps": 20,
+            "batch_size": 16,
+            "lr": 1e-2,
+            "sample_every_steps": 10,
+            "checkpoint_every_steps": 5,
+            "log_every_steps": 5,
+            "ema_half_life_steps": 5,
+        },
         "sample": {"steps": 5, "preview": 8},
     }
 
@@ -160,11 +169,21 @@ class ToyModality(Modality):
         grey = ((rows.clamp(-2, 2) + 2) * 63.75).byte().cpu().numpy()
         height, width = grey.shape
         raw = b"".join(b"\0" + row.tobytes() for row in grey)
-        chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
-                  (b"IDAT", zlib.compress(raw)), (b"IEND", b"")]
-        path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-            for kind, data in chunks))
+        chunks = [
+            (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
+            (b"IDAT", zlib.compress(raw)),
+            (b"IEND", b""),
+        ]
+        path.write_bytes(
+            b"\x89PNG\r\n\x1a\n"
+            + b"".join(
+                struct.pack(">I", len(data))
+                + kind
+                + data
+                + struct.pack(">I", zlib.crc32(kind + data))
+                for kind, data in chunks
+            )
+        )
         return path
 
     def metrics(
@@ -173,5 +192,12 @@ class ToyModality(Modality):
         assert samples.cond is not None
         offset = samples.x - mean(samples.space, samples.cond["label"]).to(samples.x)
         error = samples.space.mean(offset.square()).mean().item()
-        return [Measure("mean_square_offset", error, "lower", VARIANCE,
-                        "of the samples from their class's mean; floor: the data's variance")]
+        return [
+            Measure(
+                "mean_square_offset",
+                error,
+                "lower",
+                VARIANCE,
+                "of the samples from their class's mean; floor: the data's variance",
+            )
+        ]

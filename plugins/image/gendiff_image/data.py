@@ -309,7 +309,12 @@ class _ArraysOnly(pickle.Unpickler):
     """Refuses a pickle that needs more than numpy arrays and plain values."""
 
     allowed: ClassVar[set[str]] = {
-        "_reconstruct", "ndarray", "dtype", "scalar", "encode", "_frombuffer"
+        "_reconstruct",
+        "ndarray",
+        "dtype",
+        "scalar",
+        "encode",
+        "_frombuffer",
     }
 
     def find_class(self, module: str, name: str) -> Any:
@@ -437,8 +442,11 @@ def _celeba(root: Path, download: bool) -> _Listing:
     if download:
         CelebA(str(root), download=True)
     folder = root / CelebA.base_folder
-    missing = [name for _, _, name in CelebA.file_list
-               if not name.endswith(".zip") and not (folder / name).exists()]
+    missing = [
+        name
+        for _, _, name in CelebA.file_list
+        if not name.endswith(".zip") and not (folder / name).exists()
+    ]
     if missing or not (folder / "img_align_celeba").is_dir():
         raise FileNotFoundError(f"no {folder / (missing or ['img_align_celeba'])[0]}")
     train, test = (list(_AnyCelebA(str(root), s).filename) for s in ("train", "test"))
@@ -546,9 +554,7 @@ def _decode(
     return Data(parts[0], parts[1], listing.class_names, warnings=warnings)
 
 
-def _scan(
-    listing: _Listing, size: tuple[int, int] | None, color: str | None, cache: Path
-) -> None:
+def _scan(listing: _Listing, size: tuple[int, int] | None, color: str | None, cache: Path) -> None:
     """Decodes every file; writes ``index.json`` and, if small enough, ``pixels.npy``."""
     bad: dict[str, str] = {}
     shapes: Counter[tuple[int, ...]] = Counter()
@@ -615,10 +621,14 @@ def _refuse_shapes(
 ) -> None:
     """Says which setting makes all pictures alike."""
     (first, _), (other, _) = shapes.most_common(2)
-    keys = [key for key, differs in (
-        ("image.color=rgb", len({s[0] for s in shapes}) > 1),
-        ("image.size=64, for example", len({s[1:] for s in shapes}) > 1),
-    ) if differs]
+    keys = [
+        key
+        for key, differs in (
+            ("image.color=rgb", len({s[0] for s in shapes}) > 1),
+            ("image.size=64, for example", len({s[1:] for s in shapes}) > 1),
+        )
+        if differs
+    ]
     shown = [f"{example[s]} is {'x'.join(map(str, s))}" for s in (first, other)]
     raise DataError(
         f"data: the pictures in {root} have {len(shapes)} different shapes "

@@ -49,9 +49,7 @@ _INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 Judge = Callable[[Tensor], Tensor]  # x (n, C, H, W) to classes (n,)
 
 
-def measure(
-    data: Data, x: Tensor, labels: Tensor | None, cache: Path, seed: int
-) -> list[Measure]:
+def measure(data: Data, x: Tensor, labels: Tensor | None, cache: Path, seed: int) -> list[Measure]:
     """All figures about samples.
 
     Args:
@@ -88,8 +86,13 @@ def measure(
     without_fid = "" if _fid_ready() else "; not FID, which needs torch-fidelity and its weights"
     manifold = f"k={_NEIGHBOURS}, {about}; {counts}"
     measures = [
-        Measure("frechet_distance", frechet_distance(reference, fake), "lower",
-                sum(floors) / _DRAWS, f"{about}; {counts}, mean of {_DRAWS} draws{without_fid}"),
+        Measure(
+            "frechet_distance",
+            frechet_distance(reference, fake),
+            "lower",
+            sum(floors) / _DRAWS,
+            f"{about}; {counts}, mean of {_DRAWS} draws{without_fid}",
+        ),
         Measure("precision", precision, "higher", best_precision, manifold),
         Measure("recall", recall, "higher", best_recall, manifold),
     ]
@@ -133,9 +136,7 @@ def _root(cov: Tensor) -> Tensor:
     return root
 
 
-def precision_recall(
-    real: Tensor, fake: Tensor, k: int = _NEIGHBOURS
-) -> tuple[float, float]:
+def precision_recall(real: Tensor, fake: Tensor, k: int = _NEIGHBOURS) -> tuple[float, float]:
     """Improved precision and recall of features ``fake`` (M, D) for ``real`` (N, D)."""
     return _covered(real, fake, k), _covered(fake, real, k)
 
@@ -146,10 +147,12 @@ def _covered(manifold: Tensor, points: Tensor, k: int) -> float:
     # kthvalue counts from 1, and the nearest is the point itself. The subtraction form of cdist
     # gives an exact 0 for equal points; the product form does not.
     exact = "donot_use_mm_for_euclid_dist"
-    radius = torch.cat([
-        torch.cdist(rows, manifold, compute_mode=exact).kthvalue(k + 1).values
-        for rows in manifold.split(1000)
-    ])
+    radius = torch.cat(
+        [
+            torch.cdist(rows, manifold, compute_mode=exact).kthvalue(k + 1).values
+            for rows in manifold.split(1000)
+        ]
+    )
     inside = [
         (torch.cdist(rows, manifold, compute_mode=exact) <= radius).any(1)
         for rows in points.split(1000)
@@ -186,8 +189,12 @@ class _Classifier(nn.Module):
 
 def _block(wide: int, out: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(wide, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU(),
-        nn.Conv2d(out, out, 3, 1, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU(),
+        nn.Conv2d(wide, out, 3, stride, 1, bias=False),
+        nn.BatchNorm2d(out),
+        nn.ReLU(),
+        nn.Conv2d(out, out, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(out),
+        nn.ReLU(),
     )
 
 
@@ -280,9 +287,7 @@ def _features(network: _Classifier, x: Tensor) -> Tensor:
     return torch.cat([network.features(network.body(part)) for part in x.split(500)])
 
 
-def _judge(
-    cache: Path, x: Tensor, labels: Tensor, classes: int, seed: int
-) -> tuple[Judge, str]:
+def _judge(cache: Path, x: Tensor, labels: Tensor, classes: int, seed: int) -> tuple[Judge, str]:
     """A classifier of images and what it is; it sees nothing but x and labels."""
     if len(x) <= _FEW:
         return _kernel_machine(x, labels), "a support vector machine"

@@ -337,8 +337,16 @@ def test_resize_keeps_proportions(tmp_path: Path, size: Any) -> None:
 
 @pytest.mark.parametrize(
     ("mode", "color", "channels"),
-    [("L", None, 1), ("L", "rgb", 3), ("RGB", "grey", 1), ("RGBA", None, 4), ("RGBA", "rgb", 3),
-     ("RGBA", "grey", 1), ("LA", None, 2), ("LA", "rgb", 3)],
+    [
+        ("L", None, 1),
+        ("L", "rgb", 3),
+        ("RGB", "grey", 1),
+        ("RGBA", None, 4),
+        ("RGBA", "rgb", 3),
+        ("RGBA", "grey", 1),
+        ("LA", None, 2),
+        ("LA", "rgb", 3),
+    ],
 )
 def test_colors(tmp_path: Path, mode: str, color: Any, channels: int) -> None:
     for i in range(3):

@@ -22,8 +22,14 @@ def labels(values: list[int], dropped: list[bool] | None = None) -> Cond:
 def network(*, perturb: bool = True, **changes: Any) -> UNet:
     """A small network in eval mode; its zeroed layers get weights unless told otherwise."""
     torch.manual_seed(0)
-    options = {"channels": 8, "channel_multipliers": (1, 2), "attention_levels": (1,),
-               "head_channels": 8, "classes": CLASSES, **changes}
+    options = {
+        "channels": 8,
+        "channel_multipliers": (1, 2),
+        "attention_levels": (1,),
+        "head_channels": 8,
+        "classes": CLASSES,
+        **changes,
+    }
     net = UNet(**options)
     if perturb:
         with torch.no_grad():
@@ -138,8 +144,9 @@ def test_images_do_not_see_each_other() -> None:
     order = torch.randperm(16, generator=torch.Generator().manual_seed(2))
     permuted = net(x[order], noise[order], labels(cond["label"][order].tolist()))
     torch.testing.assert_close(permuted, out[order])
-    alone = torch.cat([net(x[i : i + 1], noise[i : i + 1], labels([i % CLASSES]))
-                       for i in range(16)])
+    alone = torch.cat(
+        [net(x[i : i + 1], noise[i : i + 1], labels([i % CLASSES])) for i in range(16)]
+    )
     # Other batch sizes take other kernels: equal up to the rounding of float32.
     torch.testing.assert_close(alone, out, rtol=1e-4, atol=1e-5)
 

@@ -1,0 +1,532 @@
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import exactness
+import numpy as np
+import pytest
+import torch
+from exactness import alpha_bars, near
+from oracle_tools import (
+    SCHEDULES,
+    SPACES,
+    Columns,
+    Counted,
+    ExactNetwork,
+    gaussian_moments,
+    normal,
+    parts_of,
+    slope,
+    streams,
+)
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from gendiff.denoiser import Denoiser
+from gendiff.errors import SamplingError
+from gendiff.grids import Karras, UniformTime
+from gendiff.noise import StepNoise
+from gendiff.samplers import (
+    DDIM,
+    DDPM,
+    SAMPLERS,
+    DPMSolverPP2M,
+    Euler,
+    Heun,
+    Sampler,
+    make_table,
+    network_calls,
+    sample,
+    start,
+    states,
+)
+from gendiff.schedules import EDM, Cosine, Flow, Parts, Schedule, VPLinear
+from gendiff.spaces import Dense, Space
+from gendiff.testing import Gaussian, Mixture
+
+pytestmark = pytest.mark.usefixtures("float64")
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
+every_space = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES.keys())
+DETERMINISTIC: dict[str, Sampler] = {
+    "ddim": DDIM(),
+    "euler": Euler(),
+    "heun": Heun(),
+    "dpm++2m": DPMSolverPP2M(),
+    "dpm++2m_midpoint": DPMSolverPP2M("midpoint"),
+}
+STOCHASTIC: dict[str, Sampler] = {
+    "ddpm": DDPM(),
+    "ddpm_large": DDPM("large"),
+    "ddim_1": DDIM(1.0),
+    "euler_churn": Euler(churn=8.0),
+    "heun_churn": Heun(churn=8.0, churn_min=0.05, churn_max=30.0, churn_noise=1.003),
+}
+EVERY = {**DETERMINISTIC, **STOCHASTIC}
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        exactness.ddpm_rows,
+        exactness.ddim_rows,
+        exactness.heun_rows,
+        exactness.churn_rows,
+        exactness.multistep_weights,
+        exactness.multistep_rows,
+    ],
+)
+def test_formulas(check: object) -> None:
+    check(exactness.engine())  # type: ignore[operator]
+
+
+# --- order -------------------------------------------------------------------------------------
+
+# y = x / alpha at noise scale sigma / alpha obeys dy / d log sigma = y - x_hat(y, sigma) in every
+# schedule, so one reference, made without the engine, serves all.
+MEANS = np.array([[0.9, 0.4], [-0.8, 0.6], [0.1, -1.0]])
+STDS, WEIGHTS = np.array([0.5, 0.6, 0.7]), np.array([0.5, 0.2, 0.3])
+FIRST, LAST, POINTS = 8.0, 0.15, 16
+
+
+@cache
+def reference() -> tuple[Tensor, Tensor]:
+    """Where y starts and where it ends."""
+
+    def field(log_sigma: float, flat: np.ndarray) -> np.ndarray:
+        y = flat.reshape(POINTS, 1, 2)
+        variance = STDS**2 + math.exp(2 * log_sigma)
+        offset = y - MEANS
+        p = WEIGHTS / variance * np.exp(-(offset**2).sum(-1) / (2 * variance))
+        p /= p.sum(1, keepdims=True)
+        x_hat = p[:, None] @ (MEANS + (STDS**2 / variance)[:, None] * offset)
+        return (y - x_hat).ravel()
+
+    first = FIRST * normal(POINTS, 2, seed=3)
+    solution = solve_ivp(
+        field, (math.log(FIRST), math.log(LAST)), first.numpy().ravel(), "DOP853",
+        rtol=1e-12, atol=1e-12,
+    )  # fmt: skip
+    return first, torch.from_numpy(solution.y[:, -1].reshape(POINTS, 2))
+
+
+@every_schedule
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_order(name: str, schedule: Schedule) -> None:
+    """Slope over n = 40...320 within 0.25 of the declared order, on a grid uniform in nothing.
+
+    The methods of order 1 need twice as many steps before their error is one power of n.
+    """
+    sampler, (first, last) = DETERMINISTIC[name], reference()
+    t, s = schedule.inverse(-2 * torch.tensor([FIRST, LAST]).log()).tolist()
+    law = Mixture(schedule, *(torch.from_numpy(v) for v in (MEANS, STDS, WEIGHTS)))
+    space, errors = Dense((POINTS, 2)), []
+    counts = [40, 80, 160, 320]
+    log_t = torch.tensor([t, s]).log()
+    for n in counts:
+        u = torch.linspace(0, 1, n + 1) ** 1.2
+        times = ((log_t[0] + (log_t[1] - log_t[0]) * u).exp() * (1 - u)).add(s * u)
+        times = [t, *times[1:-1].tolist(), s]
+        x = sample(law, space, schedule, sampler, times, streams(space), schedule.level(t)[0] * first)
+        errors.append((x / schedule.level(s).alpha - last).square().mean().sqrt().item())
+    assert abs(slope(errors, counts) - sampler.order) < 0.25, errors
+    assert errors[-1] < 1e-2
+
+
+@every_space
+@pytest.mark.parametrize("name", ["ddim", "heun", "dpm++2m"])
+@pytest.mark.parametrize("schedule", ["vp_linear", "edm", "flow"])
+def test_flow_of_a_gaussian(name: str, space: Space, schedule: str) -> None:
+    """From noise to data along the exact trajectories, at the declared order (within 0.3)."""
+    law = Gaussian(
+        SCHEDULES[schedule], space, space.project(normal(*space.shape, seed=1)), (0.5, 1.5)
+    )
+    t = SCHEDULES[schedule].inverse(torch.tensor(-2 * math.log(20))).item()
+    x = space.noise(streams(space), 0) * SCHEDULES[schedule].level(t).sigma + 0.0
+    errors = []
+    for n in (20, 40, 80):
+        grid = Karras(rho=3.0, sigma_min=0.5 / n).times(SCHEDULES[schedule], n, t)
+        found = sample(law, space, SCHEDULES[schedule], DETERMINISTIC[name], grid, streams(space), x)
+        errors.append((found - law.flow(x, t, 0.0)).abs().max().item())
+    assert abs(slope(errors, [20, 40, 80]) - DETERMINISTIC[name].order) < 0.3, errors
+
+
+@pytest.mark.parametrize(
+    ("schedule", "prediction"),
+    [(Flow(), "flow"), (Flow(), "v"), (Cosine(min_log_snr=-math.inf), "v")],
+)
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_from_a_state_without_signal(name: str, schedule: Schedule, prediction: str) -> None:
+    """The whole way, t = 1 to 0, both ends infinite in lambda: converges to the exact flow."""
+    space = Dense((8, 3))
+    law = Gaussian(schedule, space, normal(8, 3, seed=1), 0.4)
+    network = ExactNetwork(prediction, schedule, law, 1.0)
+
+    def net(x: Tensor, noise: Tensor, cond: None, space: Space) -> Tensor:
+        if noise[0] < 5:
+            return network(x, noise, cond, space)
+        return x - law.mean if prediction == "flow" else -law.mean  # where alpha = 0
+
+    denoiser = Denoiser(net, schedule, prediction).bind(space)
+    x, errors = normal(8, 3), []
+    for n in (25, 50, 100):
+        times = UniformTime().times(schedule, n)
+        found = sample(denoiser, space, schedule, DETERMINISTIC[name], times, streams(space), x)
+        errors.append((found - law.flow(x, 1.0, 0.0)).abs().max().item())
+    assert slope(errors, [25, 50, 100]) > DETERMINISTIC[name].order - 0.3, errors
+    assert errors[-1] < 0.06 / DETERMINISTIC[name].order**4
+
+
+# --- equivalences ------------------------------------------------------------------------------
+
+TIMES = [1.0, 0.83, 0.5, 0.31, 0.05, 0.0]
+CASES = {**SCHEDULES, "cosine_to_noise": Cosine(min_log_snr=-math.inf)}
+every_case = pytest.mark.parametrize("schedule", CASES.values(), ids=CASES.keys())
+
+
+@every_case
+def test_ddim_is_euler(schedule: Schedule) -> None:
+    assert DDIM(0.0).table(schedule, TIMES) == Euler().table(schedule, TIMES)
+
+
+def test_ddim_is_euler_along_the_flow() -> None:
+    """x_s = x_t + (s - t) (eps_hat - x_hat), literally."""
+    law, space = lambda x, t: torch.sin(x) + t, Dense((4, 3))
+    x = normal(4, 3)
+    found = sample(law, space, Flow(), DDIM(), TIMES, streams(space), x)
+    for t, s in zip(TIMES, TIMES[1:], strict=False):
+        x_hat = law(x, t)
+        x = x + (s - t) * ((x - (1 - t) * x_hat) / t - x_hat)
+    near(found, x, 1e-14)
+
+
+@every_case
+def test_ddim_with_eta_one_is_ddpm(schedule: Schedule) -> None:
+    for one, other in zip(
+        DDIM(1.0).table(schedule, TIMES), DDPM().table(schedule, TIMES), strict=True
+    ):
+        (a,), (b,) = one.stages, other.stages
+        near([a.a, *a.b, a.c], [b.a, *b.b, b.c], 1e-13)
+
+
+@every_case
+def test_last_step_is_the_estimate(schedule: Schedule) -> None:
+    """Every method's: so Heun's is Euler's."""
+    for sampler in EVERY.values():
+        last = make_table(sampler, schedule, TIMES)[-1]
+        (stage,) = last.stages
+        assert (stage.a, stage.b, stage.c) == (0.0, (1.0,), 0.0)
+
+
+@pytest.mark.parametrize("kind", [Euler, Heun])
+@every_case
+def test_no_churn(kind: type[Euler], schedule: Schedule) -> None:
+    plain = kind().table(schedule, TIMES)
+    assert kind(churn=0.0, churn_noise=7.0).table(schedule, TIMES) == plain
+    assert kind(churn=9.0, churn_min=1e9).table(schedule, TIMES) == plain
+    assert all(step.renoise is None for step in plain)
+    churned = kind(churn=9.0).table(schedule, TIMES)
+    assert churned[0] == plain[0]  # the level never leaves the schedule
+    assert all(step.renoise is not None for step in churned[1:])
+
+
+@every_case
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_constant_estimate(name: str, schedule: Schedule) -> None:
+    """All are DDIM, in one step or in many: x_s = alpha_s c + sigma_s eps."""
+    space, c = Dense((4, 3)), normal(4, 3, seed=1)
+    x, times = normal(4, 3), TIMES[:-1]
+    found = sample(lambda *_: c, space, schedule, DETERMINISTIC[name], times, streams(space), x)
+    (a_t, sigma_t, _), (a_s, sigma_s, _) = schedule.level(times[0]), schedule.level(times[-1])
+    near(found, a_s * c + sigma_s * (x - a_t * c) / sigma_t, 1e-12)
+
+
+@pytest.mark.parametrize("name", [n for n in EVERY if n != "ddpm_large"])
+def test_one_trajectory_under_every_schedule(name: str) -> None:
+    """On one grid of noise scales x / alpha takes one path, noise included (large: not, by beta)."""
+    log_snr = -2 * torch.tensor([20.0, 8.0, 3.0, 1.0, 0.2]).log()
+    space, ends = Dense((6, 2)), []
+    for schedule in SCHEDULES.values():
+        law = Mixture(schedule, *(torch.from_numpy(v) for v in (MEANS, STDS, WEIGHTS)))
+        times = schedule.inverse(log_snr).tolist()
+        x = 20 * schedule.level(times[0]).alpha * normal(6, 2)
+        end = sample(law, space, schedule, EVERY[name], times, streams(space), x)
+        ends.append(end / schedule.level(times[-1]).alpha)
+    for end in ends[1:]:
+        near(end, ends[0], 1e-11)
+
+
+# --- moments -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [10, 30, 100, 1000])
+def test_ddpm_variance_on_unit_gaussian_data(steps: int) -> None:
+    """x_hat = alpha x, so the mean is rho x_t, rho = alpha_t / alpha_s, and the variance follows
+    V_s = rho^2 V_t + c^2. The small c loses variance; the large keeps 1 - rho^2 + rho^2 = 1."""
+    _, bar = alpha_bars()
+    kept = bar[torch.arange(1000, -1, -1000 // steps)]
+    times = UniformTime().times(VPLinear(), steps)
+    value = 1.0
+    for a_t, a_s in zip(kept.tolist(), kept.tolist()[1:], strict=False):
+        value = a_t / a_s * value + (1 - a_t / a_s) * (1 - a_s) / (1 - a_t)
+    small = gaussian_moments(DDPM().table(VPLinear(), times), VPLinear(), 0, 1, 0, 1)
+    near(small[-1][1], value, 1e-10)
+    documented = {10: 0.548, 30: 0.786, 100: 0.922, 1000: 0.991}  # the limit is 1
+    assert round(value, 3) == documented[steps]
+    large = gaussian_moments(DDPM("large").table(VPLinear(), times), VPLinear(), 0, 1, 0, 1)
+    near([v for _, v in large[:-1]], [1.0] * (steps - 1), 1e-10)
+    near(large[-1][1], kept[-2], 1e-10)  # the step into the data adds no noise
+
+
+@every_schedule
+@pytest.mark.parametrize(
+    "name", ["ddpm", "ddpm_large", "ddim_1", "ddim_half", "euler_churn", "heun_churn"]
+)
+def test_moments_converge(name: str, schedule: Schedule) -> None:
+    """Mean and variance of N(0.7, 0.3), propagated without sampling: right as n grows.
+
+    At least as fast as 1 / n^0.8, and within 2 % at 1280 steps.
+    """
+    samplers = {**STOCHASTIC, "ddim_half": DDIM(0.5), "heun_churn": Heun(churn=8.0)}
+    t = schedule.inverse(torch.tensor(-2 * math.log(40))).item()
+    alpha, sigma, _ = schedule.level(t)
+    errors = []
+    for n in (80, 320, 1280):
+        times = Karras(sigma_min=0.16 / n).times(schedule, n, t)
+        table = samplers[name].table(schedule, times)
+        m, v = gaussian_moments(
+            table, schedule, 0.7, 0.3, 0.7 * alpha, 0.3 * alpha**2 + sigma**2
+        )[-1]
+        near(m, 0.7, 2e-2)
+        errors.append(abs(v / 0.3 - 1))
+    assert errors[-1] < 2e-2
+    assert slope(errors, [80, 320, 1280]) > 0.8, errors
+
+
+def test_ddim_keeps_the_marginals_of_a_point() -> None:
+    """Data at one point, eta anything: variance sigma_s^2, mean alpha_s x after every step."""
+    schedule = VPLinear()
+    for eta in (0.0, 0.4, 1.0):
+        table = DDIM(eta).table(schedule, TIMES)
+        alpha, sigma, _ = schedule.level(1.0)
+        moments = gaussian_moments(table, schedule, 1.5, 0.0, 1.5 * alpha, sigma**2)
+        for step, (m, v) in zip(table, moments, strict=True):
+            near([m, v], [1.5 * schedule.level(step.s).alpha, schedule.level(step.s).sigma ** 2])
+
+
+class LearnedGaussian:
+    """The exact denoiser of N(mean, v) and the exact variance of x_s given x_t, as a network
+    that learned both perfectly would give them for one grid."""
+
+    def __init__(self, law: Gaussian, v: float, times: list[float]) -> None:
+        self.law, self.v, self.next = law, v, dict(zip(times, times[1:], strict=False))
+
+    def __call__(self, x_t: Tensor, t: float) -> Tensor:
+        return self.law(x_t, t)
+
+    def with_variance(self, x_t: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        a_t, sigma_t, log_t = self.law.schedule.level(t)
+        a_s, sigma_s, log_s = self.law.schedule.level(self.next[t])
+        v_t, v_s = a_t**2 * self.v + sigma_t**2, a_s**2 * self.v + sigma_s**2
+        exact = v_s - (a_t / a_s * v_s) ** 2 / v_t
+        beta = sigma_t**2 - (a_t / a_s * sigma_s) ** 2
+        low, high = math.log(beta * sigma_s**2 / sigma_t**2), math.log(beta)
+        share = (math.log(exact) - low) / (high - low)
+        return self.law(x_t, t), torch.full_like(x_t, 2 * share - 1)
+
+
+@every_space
+def test_learned_variance_is_exact_in_few_steps(space: Space) -> None:
+    """Ancestral steps with the true mean and variance are the exact reverse chain: with z given,
+    x_s = E[x_s | x_t] + std z, step by step."""
+    schedule, times = VPLinear(), [1.0, 0.7, 0.4, 0.2, 0.1]
+    law = Gaussian(schedule, space, space.project(normal(*space.shape, seed=1)), 0.3)
+    source = streams(space)
+    x = start(space, schedule, 1.0, source)
+    table_walk = states(
+        LearnedGaussian(law, 0.3, times), space, schedule, DDPM("learned"), times, source
+    )
+    for state, t, s in zip(table_walk, times, times[1:], strict=False):
+        (a_t, sigma_t, _), (a_s, sigma_s, _) = schedule.level(t), schedule.level(s)
+        v_t, v_s = a_t**2 * 0.3 + sigma_t**2, a_s**2 * 0.3 + sigma_s**2
+        slope_ = a_t / a_s * v_s / v_t
+        std = math.sqrt(v_s - slope_**2 * v_t)
+        z = space.noise(source, 2 * state.index - 1)
+        x = a_s * law.mean + slope_ * (x - a_t * law.mean) + std * z
+        near(state.x, x, 1e-11)
+
+
+def test_learned_variance_needs_a_head() -> None:
+    space = Dense((2, 3))
+    times = [1.0, 0.5, 0.0]
+    for denoiser in (lambda x, t: x, Denoiser(lambda x, *_: x, VPLinear(), "x").bind(space)):
+        with pytest.raises(SamplingError, match="variance head"):
+            sample(denoiser, space, VPLinear(), DDPM("learned"), times, streams(space))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "schedule", "steps"),
+    [(DDPM(), VPLinear(), 1000), (Heun(churn=20.0), EDM(80.0), 60), (DDIM(0.5), Cosine(), 300)],
+    ids=["ddpm", "heun_churn", "ddim_half"],
+)
+def test_mixture_moments(sampler: Sampler, schedule: Schedule, steps: int) -> None:
+    """Mean and covariance of a mixture, from 3000 samples: five standard errors, which are
+    sqrt(var(x) / n) and sqrt(var(x x') / n) with the sample's own variance of the products."""
+    n = 3000
+    means, stds, weights = (torch.from_numpy(v) for v in (2 * MEANS, STDS / 2, WEIGHTS))
+    law, space = Mixture(schedule, means, stds, weights), Dense((n, 2))
+    grid = Karras() if isinstance(schedule, EDM) else UniformTime()
+    noise = StepNoise(11, dtype=torch.float64)
+    x = sample(law, space, schedule, sampler, grid.times(schedule, steps), noise)
+    mean = weights @ means
+    centred = means - mean
+    covariance = torch.diag((weights @ stds**2).expand(2)) + (centred.T * weights) @ centred
+    found = x - mean
+    assert (found.mean(0).abs() < 5 * (covariance.diagonal() / n).sqrt()).all()
+    products = found[:, :, None] * found[:, None]
+    assert ((products.mean(0) - covariance).abs() < 5 * products.std(0) / math.sqrt(n)).all()
+
+
+# --- the driver --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("schedule", [VPLinear(), Flow()])
+@pytest.mark.parametrize("steps", [1, 2, 9])
+def test_network_calls(name: str, schedule: Schedule, steps: int) -> None:
+    space = Dense((2, 3))
+    denoiser = Counted(lambda x, t: x / 2)
+    times = UniformTime().times(schedule, steps)
+    sample(denoiser, space, schedule, EVERY[name], times, streams(space))
+    expected = steps
+    if isinstance(EVERY[name], Heun):
+        expected = 2 * steps - 1
+        if isinstance(schedule, Flow) and steps > 1:
+            expected -= 1  # Euler's step from a state without signal
+    assert denoiser.calls == network_calls(EVERY[name], schedule, times) == expected
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_nothing_is_written_to(name: str) -> None:
+    """Neither the start, nor the estimates, nor states that were given out; and a sampler, which
+    has no state, gives the same again."""
+    space, x = SPACES["ragged"], SPACES["ragged"].noise(streams(SPACES["ragged"], 1), 0)
+    before = x.clone()
+    denoiser = Counted(lambda x, t: torch.tanh(x))
+    times = UniformTime().times(VPLinear(), 6)
+    walk = [
+        (state, state.x.clone(), state.x_hat.clone())
+        for state in states(
+            denoiser, space, VPLinear(), EVERY[name], times, streams(space), x
+        )
+    ]
+    assert torch.equal(x, before)
+    for x_t, x_t_then, x_hat, x_hat_then in denoiser.seen:
+        assert torch.equal(x_t, x_t_then)
+        assert torch.equal(x_hat, x_hat_then)
+    for state, x_then, x_hat_then in walk:
+        assert torch.equal(state.x, x_then)
+        assert torch.equal(state.x_hat, x_hat_then)
+    assert [state.index for state, *_ in walk] == [1, 2, 3, 4, 5, 6]
+    assert [state.t for state, *_ in walk] == times[1:]
+    again = sample(
+        lambda x, t: torch.tanh(x), space, VPLinear(), EVERY[name], times, streams(space), x
+    )
+    assert torch.equal(again, walk[-1][0].x)
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("space", ["image", "masked", "ragged"])
+def test_a_sample_does_not_see_its_batch(name: str, space: str) -> None:
+    whole = SPACES[space]
+    law = lambda x, t: torch.tanh(x)  # noqa: E731
+    times = UniformTime().times(Cosine(), 5)
+    x = sample(law, whole, Cosine(), EVERY[name], times, streams(whole))
+    for i in range(3):
+        alone, expected = whole.select([i], x)
+        source = type(streams(whole))(0, (i,), dtype=torch.float64)
+        found = sample(law, alone, Cosine(), EVERY[name], times, source)
+        near(found, expected, 1e-14)  # sums over atoms in another order
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddpm_large", "ddim_1", "ddim", "heun", "dpm++2m"])
+@every_space
+def test_parts(name: str, space: Space) -> None:
+    """A state of two parts, each under its schedule, is two states sampled apart."""
+    schedules, times = (VPLinear(), Cosine()), UniformTime().times(Cosine(), 7)
+    source = streams(space)
+    found = sample(
+        lambda x, t: torch.tanh(x), space, Parts(schedules), EVERY[name], times, source
+    )
+    for schedule, (part, first, last) in zip(schedules, parts_of(space), strict=True):
+        noise = Columns(source, first, last, 5)
+        expected = sample(
+            lambda x, t: torch.tanh(x), part, schedule, EVERY[name], times, noise
+        )
+        near(found[:, first:last], expected, 1e-13)
+
+
+def test_parts_of_a_gaussian_with_learned_variance() -> None:
+    """The interpolation between each part's own bounds."""
+    space, schedules, times = SPACES["dense"], (VPLinear(), Cosine()), [1.0, 0.6, 0.3, 0.0]
+
+    class Learned:
+        def with_variance(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+            return torch.tanh(x), torch.sin(5 * x)
+
+    learned, source = Learned(), streams(space)
+    found = sample(learned, space, Parts(schedules), DDPM("learned"), times, source)  # type: ignore[arg-type]
+    for schedule, (part, first, last) in zip(schedules, parts_of(space), strict=True):
+        noise = Columns(source, first, last, 5)
+        expected = sample(learned, part, schedule, DDPM("learned"), times, noise)  # type: ignore[arg-type]
+        near(found[:, first:last], expected, 1e-13)
+
+
+@pytest.mark.parametrize(
+    ("schedules", "sampler"),
+    [
+        ((VPLinear(), Flow()), Heun()),
+        ((VPLinear(), Cosine()), Heun(churn=5.0)),
+        ((VPLinear(), Cosine()), Euler(churn=5.0)),
+        ((Flow(), EDM(0.01)), Euler(churn=5.0, churn_min=0.1)),
+        ((EDM(0.01), Flow()), Euler(churn=5.0, churn_min=0.1)),
+    ],
+)
+def test_parts_that_cannot_go_together(
+    schedules: tuple[Schedule, Schedule], sampler: Sampler
+) -> None:
+    """Steps of different kinds, or calls at different times."""
+    space = SPACES["dense"]
+    with pytest.raises(SamplingError, match="parts"):
+        sample(
+            lambda x, t: x, space, Parts(schedules), sampler, [1.0, 0.5, 0.1, 0.0], streams(space)
+        )
+
+
+def test_start() -> None:
+    space = SPACES["dense"]
+    z = space.noise(streams(space), 0)
+    near(start(space, EDM(80.0), 0.5, streams(space)), 40 * z, 1e-15)
+    parts = start(space, Parts((EDM(80.0), Flow())), 0.5, streams(space))
+    near(parts, torch.cat([40 * z[:, :3], 0.5 * z[:, 3:]], 1), 1e-15)
+
+
+def test_every_published_name() -> None:
+    assert {type(sampler) for sampler in EVERY.values()} == set(SAMPLERS.values())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: DDPM("fixed"),
+        lambda: DDIM(1.5),
+        lambda: DDIM(-0.1),
+        lambda: Euler(churn=-1.0),
+        lambda: Heun(churn_noise=-1.0),
+        lambda: Heun(churn_min=2.0, churn_max=1.0),
+        lambda: DPMSolverPP2M("heun"),
+    ],
+)
+def test_refuses_wrong_values(make: object) -> None:
+    with pytest.raises(ValueError, match="="):
+        make()  # type: ignore[operator]
