@@ -28,7 +28,7 @@ from typing import Any
 from peers import ROOT, peers_python
 
 SAMPLES, CALLS, BATCH = 1000, 20, 64
-PROBE = (10, 40)  # steps that warm up, and steps whose cost is measured
+PROBE = (3, 20)  # steps that warm up, and steps whose cost is measured
 # Learning rates and options of the peers: @CHOICE@
 CHOICES: dict[str, dict[str, Any]] = {
     "gendiff": {},

@@ -8,6 +8,7 @@ save, and neither workers nor prefetching can lose it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -66,7 +67,8 @@ def loader(
     order: Sampler[list[Key]],
     workers: int = 0,
 ) -> Iterator[Batch]:
-    """Iterates over the batches of an order."""
+    """Iterates over the batches of an order, with no more workers than there are cores."""
+    workers = min(workers, os.cpu_count() or 1)
     return iter(
         DataLoader(
             dataset,

@@ -363,10 +363,19 @@ def make_table(sampler: Sampler, schedule: Schedule, times: list[float]) -> list
     return _zip([sampler.table(part, times) for part in schedule.schedules])
 
 
+_CHURNED = "churn moves the parts of a state to different times; use churn=0"
+
+
 def _zip(tables: list[Any]) -> Any:
     """Merges tables of equal structure: numbers that differ between parts become tuples."""
     first = tables[0]
+    if any(v is None for v in tables):
+        if any(v is not None for v in tables):
+            raise SamplingError(_CHURNED)
+        return None
     if isinstance(first, (Step, Stage)):
+        if any(table.t != first.t for table in tables):
+            raise SamplingError(_CHURNED)
         numbers = {
             name: _zip([getattr(table, name) for table in tables])
             for name in first._fields
@@ -377,10 +386,6 @@ def _zip(tables: list[Any]) -> Any:
         if len({len(v) for v in tables}) > 1:
             raise SamplingError("the parts' schedules make steps of different kinds here")
         return type(first)(_zip(list(v)) for v in zip(*tables, strict=True))
-    if any(v is None for v in tables):
-        if any(v is not None for v in tables):
-            raise SamplingError("churn moves the parts of a state to different times; use churn=0")
-        return None
     return PartNumbers(tables)
 
 

@@ -124,8 +124,14 @@ def multistep_weights(g: SimpleNamespace) -> None:
     """The weights integrate every polynomial of degree below the number of nodes."""
     for start, end in ((0.0, 0.01), (-1.0, -0.3), (-4.0, 3.5), (-20.0, 40.0), (-5.0, 150.0)):
         h = end - start
-        for nodes in ([start], [start, start - h / 3], [start, start - 2 * h], [end, start],
-                      [start, start - 0.4 * h, start - h], [end, start, start - h, start - 3 * h]):
+        for nodes in (
+            [start],
+            [start, start - h / 3],
+            [start, start - 2 * h],
+            [end, start],
+            [start, start - 0.4 * h, start - h],
+            [end, start, start - h, start - 3 * h],
+        ):
             weights = g.samplers.exponential_weights(nodes, start, end)
             for degree in range(len(nodes)):
                 terms = [w * (n - end) ** degree for w, n in zip(weights, nodes, strict=True)]
@@ -223,8 +229,10 @@ def weights(g: SimpleNamespace) -> None:
     assert set(expected) == set(g.objective.WEIGHTS)
 
     for prediction in g.denoiser.PREDICTIONS:
-        rows = [targets(prediction, x_hat[i], eps_hat[i], alpha[i].item(), sigma[i].item(), std)
-                for i in range(3)]
+        rows = [
+            targets(prediction, x_hat[i], eps_hat[i], alpha[i].item(), sigma[i].item(), std)
+            for i in range(3)
+        ]
         output = torch.stack(rows)
         denoiser = g.denoiser.Denoiser(
             lambda x, noise, cond, space, output=output: output, schedule, prediction, std

@@ -157,8 +157,10 @@ def slope(errors: Sequence[float], counts: Sequence[int]) -> float:
 def exponential_moment(h: float, degree: int) -> float:
     r""":math:`\int_{-h}^0 e^u u^d du`: by its series for small h, by parts otherwise."""
     if h < 2:
-        terms = (h ** (degree + k + 1) * (-1) ** (degree + k)
-                 / (math.factorial(k) * (degree + k + 1)) for k in range(60))
+        terms = (
+            h ** (degree + k + 1) * (-1) ** (degree + k) / (math.factorial(k) * (degree + k + 1))
+            for k in range(60)
+        )
         return math.fsum(terms)
     value = -math.expm1(-h)
     for d in range(1, degree + 1):

@@ -35,9 +35,9 @@ def test_one_estimate_from_every_prediction(
     """The exact network of each prediction gives E[x | x_t], at a float or a tensor of times."""
     layout, std = SPACES[space], 0.6
     law = Gaussian(schedule, layout, layout.project(normal(*layout.shape)), std**2)
-    bound = Denoiser(
-        ExactNetwork(prediction, schedule, law, std), schedule, prediction, std
-    ).bind(layout)
+    bound = Denoiser(ExactNetwork(prediction, schedule, law, std), schedule, prediction, std).bind(
+        layout
+    )
     for t in (0.05, 0.4, 0.9):
         x_t = sum(s * layout.noise(streams(layout), 0) for s in schedule(torch.tensor(t)))
         fast, slow = bound(x_t, t), bound(x_t, torch.full((layout.batch_size,), t))

@@ -22,9 +22,7 @@ every_schedule = pytest.mark.parametrize(
 @pytest.mark.parametrize("name", GRIDS)
 @pytest.mark.parametrize("steps", [1, 2, 7, 100])
 @pytest.mark.parametrize("start", [1.0, 0.6])
-def test_falls_between_exact_ends(
-    name: str, schedule: Schedule, steps: int, start: float
-) -> None:
+def test_falls_between_exact_ends(name: str, schedule: Schedule, steps: int, start: float) -> None:
     times = GRIDS[name]().times(schedule, steps, start)
     assert len(times) == steps + 1
     assert times[0] == start

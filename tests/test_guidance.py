@@ -29,8 +29,8 @@ class Two:
 
     def __call__(self, x: Tensor, noise: Tensor, cond: Cond, space: Space) -> Tensor:
         self.calls += 1
-        dropped = torch.zeros(len(noise), dtype=torch.bool) if cond.dropped is None else (
-            cond.dropped
+        dropped = (
+            torch.zeros(len(noise), dtype=torch.bool) if cond.dropped is None else (cond.dropped)
         )
         mask = space.expand(dropped)
         both = (net(x, noise, cond, space) for net in (self.hidden, self.seen))

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from gendiff.denoiser import Denoiser
 from gendiff.errors import SamplingError
-from gendiff.grids import Karras, UniformTime
+from gendiff.grids import Karras, Quadratic, UniformTime
 from gendiff.noise import StepNoise
 from gendiff.samplers import (
     DDIM,
@@ -127,7 +127,9 @@ def test_order(name: str, schedule: Schedule) -> None:
         u = torch.linspace(0, 1, n + 1) ** 1.2
         times = ((log_t[0] + (log_t[1] - log_t[0]) * u).exp() * (1 - u)).add(s * u)
         times = [t, *times[1:-1].tolist(), s]
-        x = sample(law, space, schedule, sampler, times, streams(space), schedule.level(t)[0] * first)
+        x = sample(
+            law, space, schedule, sampler, times, streams(space), schedule.level(t)[0] * first
+        )
         errors.append((x / schedule.level(s).alpha - last).square().mean().sqrt().item())
     assert abs(slope(errors, counts) - sampler.order) < 0.25, errors
     assert errors[-1] < 1e-2
@@ -146,7 +148,9 @@ def test_flow_of_a_gaussian(name: str, space: Space, schedule: str) -> None:
     errors = []
     for n in (20, 40, 80):
         grid = Karras(rho=3.0, sigma_min=0.5 / n).times(SCHEDULES[schedule], n, t)
-        found = sample(law, space, SCHEDULES[schedule], DETERMINISTIC[name], grid, streams(space), x)
+        found = sample(
+            law, space, SCHEDULES[schedule], DETERMINISTIC[name], grid, streams(space), x
+        )
         errors.append((found - law.flow(x, t, 0.0)).abs().max().item())
     assert abs(slope(errors, [20, 40, 80]) - DETERMINISTIC[name].order) < 0.3, errors
 
@@ -157,7 +161,11 @@ def test_flow_of_a_gaussian(name: str, space: Space, schedule: str) -> None:
 )
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_from_a_state_without_signal(name: str, schedule: Schedule, prediction: str) -> None:
-    """The whole way, t = 1 to 0, both ends infinite in lambda: converges to the exact flow."""
+    """The whole way, t = 1 to 0, both ends infinite in lambda: converges to the exact flow.
+
+    Quadratic, since the step into the data is of order 1 and costs sigma^2, which for the cosine
+    schedule is of the size of t.
+    """
     space = Dense((8, 3))
     law = Gaussian(schedule, space, normal(8, 3, seed=1), 0.4)
     network = ExactNetwork(prediction, schedule, law, 1.0)
@@ -168,13 +176,13 @@ def test_from_a_state_without_signal(name: str, schedule: Schedule, prediction: 
         return x - law.mean if prediction == "flow" else -law.mean  # where alpha = 0
 
     denoiser = Denoiser(net, schedule, prediction).bind(space)
-    x, errors = normal(8, 3), []
-    for n in (25, 50, 100):
-        times = UniformTime().times(schedule, n)
+    x, errors, counts = normal(8, 3), [], [40, 80, 160, 320]
+    for n in counts:
+        times = Quadratic().times(schedule, n)
         found = sample(denoiser, space, schedule, DETERMINISTIC[name], times, streams(space), x)
-        errors.append((found - law.flow(x, 1.0, 0.0)).abs().max().item())
-    assert slope(errors, [25, 50, 100]) > DETERMINISTIC[name].order - 0.3, errors
-    assert errors[-1] < 0.06 / DETERMINISTIC[name].order**4
+        errors.append((found - law.flow(x, 1.0, 0.0)).square().mean().sqrt().item())
+    assert slope(errors, counts) > DETERMINISTIC[name].order - 0.3, errors
+    assert errors[-1] < (1e-2 if DETERMINISTIC[name].order == 1 else 2e-4)
 
 
 # --- equivalences ------------------------------------------------------------------------------
@@ -206,7 +214,7 @@ def test_ddim_with_eta_one_is_ddpm(schedule: Schedule) -> None:
         DDIM(1.0).table(schedule, TIMES), DDPM().table(schedule, TIMES), strict=True
     ):
         (a,), (b,) = one.stages, other.stages
-        near([a.a, *a.b, a.c], [b.a, *b.b, b.c], 1e-13)
+        near([a.a, *a.b, a.c], [b.a, *b.b, b.c], 1e-12)  # sqrt(1 - share), share near 1
 
 
 @every_case
@@ -259,7 +267,7 @@ def test_one_trajectory_under_every_schedule(name: str) -> None:
 # --- moments -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("steps", [10, 30, 100, 1000])
+@pytest.mark.parametrize("steps", [10, 100, 1000])
 def test_ddpm_variance_on_unit_gaussian_data(steps: int) -> None:
     """x_hat = alpha x, so the mean is rho x_t, rho = alpha_t / alpha_s, and the variance follows
     V_s = rho^2 V_t + c^2. The small c loses variance; the large keeps 1 - rho^2 + rho^2 = 1."""
@@ -271,36 +279,40 @@ def test_ddpm_variance_on_unit_gaussian_data(steps: int) -> None:
         value = a_t / a_s * value + (1 - a_t / a_s) * (1 - a_s) / (1 - a_t)
     small = gaussian_moments(DDPM().table(VPLinear(), times), VPLinear(), 0, 1, 0, 1)
     near(small[-1][1], value, 1e-10)
-    documented = {10: 0.548, 30: 0.786, 100: 0.922, 1000: 0.991}  # the limit is 1
+    documented = {10: 0.548, 100: 0.922, 1000: 0.991}  # the limit is 1
     assert round(value, 3) == documented[steps]
     large = gaussian_moments(DDPM("large").table(VPLinear(), times), VPLinear(), 0, 1, 0, 1)
     near([v for _, v in large[:-1]], [1.0] * (steps - 1), 1e-10)
     near(large[-1][1], kept[-2], 1e-10)  # the step into the data adds no noise
 
 
-@every_schedule
 @pytest.mark.parametrize(
-    "name", ["ddpm", "ddpm_large", "ddim_1", "ddim_half", "euler_churn", "heun_churn"]
+    ("name", "schedule"),
+    [
+        *((n, s) for n in ("ddpm", "ddpm_large", "ddim_1", "ddim_half") for s in SCHEDULES),
+        *((n, s) for n in ("euler_churn", "heun_churn") for s in ("cosine", "edm", "flow")),
+    ],
 )
-def test_moments_converge(name: str, schedule: Schedule) -> None:
+def test_moments_converge(name: str, schedule: str) -> None:
     """Mean and variance of N(0.7, 0.3), propagated without sampling: right as n grows.
 
-    At least as fast as 1 / n^0.8, and within 2 % at 1280 steps.
+    At least as fast as 1 / n^0.8, and within 4 % at 640 steps.
     """
     samplers = {**STOCHASTIC, "ddim_half": DDIM(0.5), "heun_churn": Heun(churn=8.0)}
-    t = schedule.inverse(torch.tensor(-2 * math.log(40))).item()
-    alpha, sigma, _ = schedule.level(t)
-    errors = []
-    for n in (80, 320, 1280):
-        times = Karras(sigma_min=0.16 / n).times(schedule, n, t)
-        table = samplers[name].table(schedule, times)
-        m, v = gaussian_moments(
-            table, schedule, 0.7, 0.3, 0.7 * alpha, 0.3 * alpha**2 + sigma**2
-        )[-1]
-        near(m, 0.7, 2e-2)
+    process = SCHEDULES[schedule]
+    t = process.inverse(torch.tensor(-2 * math.log(40))).item()
+    alpha, sigma, _ = process.level(t)
+    errors, counts = [], [40, 160, 640]
+    for n in counts:
+        times = Karras(sigma_min=0.16 / n).times(process, n, t)
+        table = samplers[name].table(process, times)
+        m, v = gaussian_moments(table, process, 0.7, 0.3, 0.7 * alpha, 0.3 * alpha**2 + sigma**2)[
+            -1
+        ]
+        near(m, 0.7, 1e-10 if name != "heun_churn" else 1e-3)
         errors.append(abs(v / 0.3 - 1))
-    assert errors[-1] < 2e-2
-    assert slope(errors, [80, 320, 1280]) > 0.8, errors
+    assert errors[-1] < 4e-2
+    assert slope(errors, counts) > 0.8, errors
 
 
 def test_ddim_keeps_the_marginals_of_a_point() -> None:
@@ -325,8 +337,8 @@ class LearnedGaussian:
         return self.law(x_t, t)
 
     def with_variance(self, x_t: Tensor, t: float) -> tuple[Tensor, Tensor]:
-        a_t, sigma_t, log_t = self.law.schedule.level(t)
-        a_s, sigma_s, log_s = self.law.schedule.level(self.next[t])
+        a_t, sigma_t, _ = self.law.schedule.level(t)
+        a_s, sigma_s, _ = self.law.schedule.level(self.next[t])
         v_t, v_s = a_t**2 * self.v + sigma_t**2, a_s**2 * self.v + sigma_s**2
         exact = v_s - (a_t / a_s * v_s) ** 2 / v_t
         beta = sigma_t**2 - (a_t / a_s * sigma_s) ** 2
@@ -351,7 +363,7 @@ def test_learned_variance_is_exact_in_few_steps(space: Space) -> None:
         v_t, v_s = a_t**2 * 0.3 + sigma_t**2, a_s**2 * 0.3 + sigma_s**2
         slope_ = a_t / a_s * v_s / v_t
         std = math.sqrt(v_s - slope_**2 * v_t)
-        z = space.noise(source, 2 * state.index - 1)
+        z = space.noise(source, 2 * state.number - 1)
         x = a_s * law.mean + slope_ * (x - a_t * law.mean) + std * z
         near(state.x, x, 1e-11)
 
@@ -370,9 +382,9 @@ def test_learned_variance_needs_a_head() -> None:
     ids=["ddpm", "heun_churn", "ddim_half"],
 )
 def test_mixture_moments(sampler: Sampler, schedule: Schedule, steps: int) -> None:
-    """Mean and covariance of a mixture, from 3000 samples: five standard errors, which are
+    """Mean and covariance of a mixture, from 2000 samples: five standard errors, which are
     sqrt(var(x) / n) and sqrt(var(x x') / n) with the sample's own variance of the products."""
-    n = 3000
+    n = 2000
     means, stds, weights = (torch.from_numpy(v) for v in (2 * MEANS, STDS / 2, WEIGHTS))
     law, space = Mixture(schedule, means, stds, weights), Dense((n, 2))
     grid = Karras() if isinstance(schedule, EDM) else UniformTime()
@@ -416,9 +428,7 @@ def test_nothing_is_written_to(name: str) -> None:
     times = UniformTime().times(VPLinear(), 6)
     walk = [
         (state, state.x.clone(), state.x_hat.clone())
-        for state in states(
-            denoiser, space, VPLinear(), EVERY[name], times, streams(space), x
-        )
+        for state in states(denoiser, space, VPLinear(), EVERY[name], times, streams(space), x)
     ]
     assert torch.equal(x, before)
     for x_t, x_t_then, x_hat, x_hat_then in denoiser.seen:
@@ -427,7 +437,7 @@ def test_nothing_is_written_to(name: str) -> None:
     for state, x_then, x_hat_then in walk:
         assert torch.equal(state.x, x_then)
         assert torch.equal(state.x_hat, x_hat_then)
-    assert [state.index for state, *_ in walk] == [1, 2, 3, 4, 5, 6]
+    assert [state.number for state, *_ in walk] == [1, 2, 3, 4, 5, 6]
     assert [state.t for state, *_ in walk] == times[1:]
     again = sample(
         lambda x, t: torch.tanh(x), space, VPLinear(), EVERY[name], times, streams(space), x
@@ -455,14 +465,10 @@ def test_parts(name: str, space: Space) -> None:
     """A state of two parts, each under its schedule, is two states sampled apart."""
     schedules, times = (VPLinear(), Cosine()), UniformTime().times(Cosine(), 7)
     source = streams(space)
-    found = sample(
-        lambda x, t: torch.tanh(x), space, Parts(schedules), EVERY[name], times, source
-    )
+    found = sample(lambda x, t: torch.tanh(x), space, Parts(schedules), EVERY[name], times, source)
     for schedule, (part, first, last) in zip(schedules, parts_of(space), strict=True):
         noise = Columns(source, first, last, 5)
-        expected = sample(
-            lambda x, t: torch.tanh(x), part, schedule, EVERY[name], times, noise
-        )
+        expected = sample(lambda x, t: torch.tanh(x), part, schedule, EVERY[name], times, noise)
         near(found[:, first:last], expected, 1e-13)
 
 
@@ -471,14 +477,17 @@ def test_parts_of_a_gaussian_with_learned_variance() -> None:
     space, schedules, times = SPACES["dense"], (VPLinear(), Cosine()), [1.0, 0.6, 0.3, 0.0]
 
     class Learned:
+        def __call__(self, x: Tensor, t: float) -> Tensor:
+            return torch.tanh(x)
+
         def with_variance(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
             return torch.tanh(x), torch.sin(5 * x)
 
     learned, source = Learned(), streams(space)
-    found = sample(learned, space, Parts(schedules), DDPM("learned"), times, source)  # type: ignore[arg-type]
+    found = sample(learned, space, Parts(schedules), DDPM("learned"), times, source)
     for schedule, (part, first, last) in zip(schedules, parts_of(space), strict=True):
         noise = Columns(source, first, last, 5)
-        expected = sample(learned, part, schedule, DDPM("learned"), times, noise)  # type: ignore[arg-type]
+        expected = sample(learned, part, schedule, DDPM("learned"), times, noise)
         near(found[:, first:last], expected, 1e-13)
 
 

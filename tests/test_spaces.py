@@ -99,7 +99,9 @@ def test_mean(space: Space) -> None:
     value = space.project(normal(*space.shape)) + 1
     live = torch.ones(space.shape, dtype=torch.bool)
     if isinstance(space, Masked):
-        live = torch.arange(space.frames) < space.lengths[:, None, None].expand(*space.shape[:2], 1)
+        live = torch.arange(space.frames) < space.lengths[:, None, None].expand(
+            *space.shape[:2], 1
+        )
         value = torch.where(live, value, torch.nan)  # padding may hold anything
     expected = [value[live & (owner(space) == i)].mean() for i in range(space.batch_size)]
     near(space.mean(value), torch.stack(expected), 1e-14)
@@ -149,8 +151,9 @@ def test_join_when_only_some_conditions_are_hidden() -> None:
     """A batch without ``dropped`` counts as seen."""
     space = Dense((1, 2))
     seen = Batch(torch.zeros(1, 2), space, Cond({"label": torch.tensor([1])}))
-    hidden = Batch(torch.zeros(1, 2), space, Cond({"label": torch.tensor([2])}).drop(
-        torch.tensor([True])))
+    hidden = Batch(
+        torch.zeros(1, 2), space, Cond({"label": torch.tensor([2])}).drop(torch.tensor([True]))
+    )
     cond = join([seen, hidden]).cond
     assert cond is not None
     assert cond.dropped is not None
