@@ -34,7 +34,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "gendiff": {},
     "diffusers": {"lr": 3e-3, "beta_schedule": "squaredcos_cap_v2",
                   "prediction_type": "v_prediction", "sampling": {"timestep_spacing": "linspace"}},
-    "lucidrains": {"lr": 3e-3, "ema_update_every": 10},
+    "lucidrains": {"lr": 3e-3, "ema_update_every": 1},
 }
 SIDES = tuple(CHOICES)
 Draw = Callable[[int], Any]  # a seed to samples (SAMPLES, C, H, W)
@@ -112,12 +112,13 @@ class Peer(Trainer):
             yield from torch.randperm(len(self.data["x"])).split(BATCH)[:-1]
 
     def steps(self) -> Iterator[Any]:
-        """Warm-up over 100 steps times a cosine, as gendiff's."""
+        """The learning rate: a cosine, after warm-up over a twentieth of the steps."""
         import torch
 
         parameters = list(self.network.parameters())
+        warm = min(100, self.count // 20) + 1
         for step, rows in zip(range(self.count), self.rows()):
-            factor = (1 + math.cos(math.pi * step / self.count)) / 2 * min(1, (step + 1) / 101)
+            factor = (1 + math.cos(math.pi * step / self.count)) / 2 * min(1, (step + 1) / warm)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.choice["lr"] * factor
             self.loss(self.data["x"][rows], self.data["labels"][rows]).backward()
@@ -284,11 +285,12 @@ def training_data() -> dict[str, Any]:
     return {"x": torch.stack(images), "labels": torch.tensor(labels)}
 
 
-def judge(path: Path, cache: Path, seed: int) -> dict[str, Any]:
+def judge(path: Path, seed: int) -> dict[str, Any]:
     """gendiff's image metrics of a file of samples."""
     import torch
 
     from gendiff import config, plugins
+    from gendiff.cli import cache_folder
     from gendiff.spaces import Batch, Dense
 
     torch.set_num_threads(1)
@@ -297,6 +299,7 @@ def judge(path: Path, cache: Path, seed: int) -> dict[str, Any]:
     facts = modality.prepare(section).facts
     file = torch.load(path, weights_only=True)
     batch = Batch(file["x"], Dense(tuple(file["x"].shape)))
+    cache = cache_folder()
     measures = {m.name: m for m in modality.metrics(section, facts, batch, cache, seed)}
     distance = measures["frechet_distance"]
     floor = distance.floor or math.nan
@@ -343,7 +346,7 @@ def main() -> None:
             paths = pool.map(lambda job: train(*job, args, folder, folder / "train.pt"), jobs)
             rows = []
             for path in paths:
-                rows.append(judge(path, folder / "cache", args.seed))
+                rows.append(judge(path, args.seed))
                 print(table(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
     rows.sort(key=lambda row: (row["budget"], args.sides.index(row["side"])))
     print(table(rows))

@@ -271,6 +271,71 @@ def variance_bound(g: SimpleNamespace) -> None:
         near(bound[i], 1000 * kl, 1e-8)  # of numbers of size 1e3, by cumprod
 
 
+def bound_denoiser(g: SimpleNamespace) -> None:
+    """A network that puts out the target exactly: x_hat is x, and c_in makes the input."""
+    x, eps = normal(3, 4, seed=1), normal(3, 4, seed=2)
+    for schedule in (g.schedules.VPLinear(), g.schedules.EDM()):
+        alpha, sigma, _ = schedule.level(0.3)
+        x_t, std, seen = alpha * x + sigma * eps, 0.5, []
+        for name in g.denoiser.PREDICTIONS:
+            target = targets(name, x, eps, alpha, sigma, std)
+
+            def net(x_in: Any, *_: Any, target: Any = target, seen: list[Any] = seen) -> Any:
+                seen.append(x_in)
+                return target
+
+            bound = g.denoiser.Denoiser(net, schedule, name, std).bind(g.spaces.Dense((3, 4)))
+            for t in (0.3, torch.full((3,), 0.3, dtype=torch.float64)):
+                near(bound(x_t, t), x, 1e-10)
+                near(seen[-1], x_t / math.sqrt(std**2 * alpha**2 + sigma**2))
+
+
+def driver(g: SimpleNamespace) -> None:
+    """The published loops, written out for a state x = alpha y and any denoiser."""
+    space, times = g.spaces.Dense((2, 3)), [0.9, 0.6, 0.4, 0.25, 0.1]
+
+    class Fixed:  # a different tensor for each draw
+        def normal(self, rows: Any, width: Any, draw: int) -> Any:
+            return normal(len(rows), *width, seed=draw)
+
+    for schedule in (g.schedules.VPLinear(), g.schedules.Flow()):
+        levels = [schedule.level(t) for t in times]
+        first = normal(2, 3, seed=100)
+
+        def denoise(x: Any, t: float) -> Any:
+            return torch.sin(2 * x) + t
+
+        def run(sampler: Any, schedule: Any = schedule, first: Any = first) -> Any:
+            return g.samplers.sample(denoise, space, schedule, sampler, times, Fixed(), first)
+
+        x, past, before = first, None, 0.0
+        for i, (t, now, end) in enumerate(zip(times, levels, levels[1:], strict=False)):
+            h = (end.log_snr - now.log_snr) / 2
+            x_hat = denoise(x, t)
+            line = x_hat if i == 0 else x_hat + h / (2 * before) * (x_hat - past)
+            x = end.sigma / now.sigma * x - end.alpha * math.expm1(-h) * line
+            past, before = x_hat, h
+        near(run(g.samplers.DPMSolverPP2M("midpoint")), x)
+
+        y, gamma = first / levels[0].alpha, 0.2
+        for i, (t, s, now, end) in enumerate(
+            zip(times, times[1:], levels, levels[1:], strict=False)
+        ):
+            old = now.sigma / now.alpha
+            hat, last = old * (1 + gamma), end.sigma / end.alpha
+            start = schedule.inverse(torch.tensor(-2 * math.log(hat), dtype=torch.float64)).item()
+            if start > 1:  # the level does not leave the schedule
+                start, level = 1.0, schedule.level(1.0)
+                hat = level.sigma / level.alpha
+            if not math.isinf(hat):
+                y = y + math.sqrt(hat**2 - old**2) * normal(2, 3, seed=2 * i + 2)
+            slope = (y - denoise(schedule.level(start).alpha * y, start)) / hat
+            trial = y + (last - hat) * slope
+            slope = (slope + (trial - denoise(end.alpha * trial, s)) / last) / 2
+            y = y + (last - hat) * slope
+        near(run(g.samplers.Heun(churn=4 * gamma)), levels[-1].alpha * y)
+
+
 CHECKS: tuple[Callable[[SimpleNamespace], None], ...] = (
     ddpm_rows,
     ddim_rows,
@@ -280,6 +345,8 @@ CHECKS: tuple[Callable[[SimpleNamespace], None], ...] = (
     multistep_rows,
     predictions,
     edm_table,
+    bound_denoiser,
+    driver,
     weights,
     variance_bound,
 )

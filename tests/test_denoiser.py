@@ -21,7 +21,9 @@ pytestmark = pytest.mark.usefixtures("float64")
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
 
 
-@pytest.mark.parametrize("check", [exactness.predictions, exactness.edm_table])
+@pytest.mark.parametrize(
+    "check", [exactness.predictions, exactness.edm_table, exactness.bound_denoiser]
+)
 def test_formulas(check: object) -> None:
     check(exactness.engine())  # type: ignore[operator]
 

@@ -74,6 +74,7 @@ EVERY = {**DETERMINISTIC, **STOCHASTIC}
         exactness.churn_rows,
         exactness.multistep_weights,
         exactness.multistep_rows,
+        exactness.driver,
     ],
 )
 def test_formulas(check: object) -> None:
@@ -163,8 +164,8 @@ def test_flow_of_a_gaussian(name: str, space: Space, schedule: str) -> None:
 def test_from_a_state_without_signal(name: str, schedule: Schedule, prediction: str) -> None:
     """The whole way, t = 1 to 0, both ends infinite in lambda: converges to the exact flow.
 
-    Quadratic, since the step into the data is of order 1 and costs sigma^2, which for the cosine
-    schedule is of the size of t.
+    At more than 3/4 of the order, for both ends delay the power law. The grid is quadratic for
+    the cosine schedule: the step into the data is of order 1 and costs sigma^2, there of size t.
     """
     space = Dense((8, 3))
     law = Gaussian(schedule, space, normal(8, 3, seed=1), 0.4)
@@ -176,12 +177,13 @@ def test_from_a_state_without_signal(name: str, schedule: Schedule, prediction: 
         return x - law.mean if prediction == "flow" else -law.mean  # where alpha = 0
 
     denoiser = Denoiser(net, schedule, prediction).bind(space)
-    x, errors, counts = normal(8, 3), [], [40, 80, 160, 320]
+    grid = UniformTime() if isinstance(schedule, Flow) else Quadratic()
+    x, errors, counts = normal(8, 3), [], [160, 320]
     for n in counts:
-        times = Quadratic().times(schedule, n)
+        times = grid.times(schedule, n)
         found = sample(denoiser, space, schedule, DETERMINISTIC[name], times, streams(space), x)
         errors.append((found - law.flow(x, 1.0, 0.0)).square().mean().sqrt().item())
-    assert slope(errors, counts) > DETERMINISTIC[name].order - 0.3, errors
+    assert slope(errors, counts) > 0.75 * DETERMINISTIC[name].order, errors
     assert errors[-1] < (1e-2 if DETERMINISTIC[name].order == 1 else 2e-4)
 
 
@@ -251,7 +253,10 @@ def test_constant_estimate(name: str, schedule: Schedule) -> None:
 
 @pytest.mark.parametrize("name", [n for n in EVERY if n != "ddpm_large"])
 def test_one_trajectory_under_every_schedule(name: str) -> None:
-    """On one grid of noise scales x / alpha takes one path, noise included (large: not, by beta)."""
+    """On one grid of noise scales x / alpha takes one path, noise included.
+
+    Not with the large variance: beta depends on alpha.
+    """
     log_snr = -2 * torch.tensor([20.0, 8.0, 3.0, 1.0, 0.2]).log()
     space, ends = Dense((6, 2)), []
     for schedule in SCHEDULES.values():

@@ -1,0 +1,102 @@
+"""A wrong sign or factor in the engine must make a check fail: the tests' own test.
+
+Each mutant is a copy of the engine under another name with one piece of its text replaced.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from exactness import CHECKS, engine
+
+import gendiff
+
+PARTS = ("errors", "noise", "schedules", "spaces", "denoiser", "grids", "samplers", "objective")
+MUTATIONS = [
+    ("samplers", "share * sigma_s**2).log()", "share * sigma_s).log()"),
+    ("samplers", "beta = share * sigma_t**2", "beta = share * sigma_s**2"),
+    ("samplers", "beta.log(), alpha_s * share", "beta.log(), share"),
+    ("samplers", "(end.sigma / now.sigma) ** 2", "(end.sigma / now.sigma)"),
+    ("samplers", "now.alpha / end.alpha *", "end.alpha / now.alpha *"),
+    ("samplers", "(v + 1) / 2 * high + (1 - v)", "(1 - v) / 2 * high + (v + 1)"),
+    ("samplers", "return [-math.expm1(start - end)]", "return [math.expm1(end - start)]"),
+    ("samplers", "np.exp(lam - end)", "np.exp(end - lam)"),
+    ("samplers", "math.sqrt(1 - self.eta**2 * share)", "math.sqrt(1 - self.eta * share)"),
+    ("samplers", "self.eta * end.sigma * math.sqrt(share)", "self.eta * end.sigma * share"),
+    ("samplers", "half = (last - first) / 2", "half = last - first"),
+    ("samplers", "newest = -half / last", "newest = half / last"),
+    ("samplers", "- 1 / first)", "+ 1 / first)"),
+    ("samplers", "2 * math.log1p(gamma)", "math.log1p(gamma)"),
+    ("samplers", "self.churn / (len(times) - 1)", "self.churn / len(times)"),
+    ("samplers", "self.churn_noise * added", "added"),
+    ("samplers", "slope = -math.expm1(-h), h / (2 * step)", "slope = -math.expm1(-h), h / step"),
+    ("samplers", "weights = [total * (1 + slope)", "weights = [total * (1 - slope)"),
+    ("samplers", "before = _lam(now) if", "before = _lam(now) - 1 if"),
+    ("samplers", "history = [x_hat, *history[: keep - 1]]", "history = [*history[:1], x_hat]",),
+    ("samplers", "        anchor = x\n", "        anchor = x if index == 0 else anchor\n",),
+    ("samplers", "(stage.a, anchor)", "(stage.a, x)",),
+    ("samplers", "[(scale, x), (std,", "[(1 / scale, x), (std,",),
+    ("denoiser", "return -sigma / r, alpha / r", "return sigma / r, alpha / r"),
+    ("denoiser", "determinant = q * alpha - sigma * p", "determinant = q * alpha + sigma * p"),
+    ("denoiser", "-sigma / determinant", "sigma / determinant"),
+    ("denoiser", "return 0 * alpha - 1,", "return 0 * alpha + 1,"),
+    ("denoiser", "return sigma / std / scale", "return sigma * std / scale"),
+    ("denoiser", "/ -8", "/ -4"),
+    ("objective", ".exp() * scales.c_out**2", ".exp() * scales.c_out"),
+    ("objective", "2 * torch.nn.functional.softplus(log_snr / 2)",
+     "torch.nn.functional.softplus(log_snr)"),
+    ("objective", "(-2 * math.log(data_std))", "(2 * math.log(data_std))"),
+    ("objective", "(low - log_variance).exp()", "(log_variance - low).exp()"),
+    ("objective", "offset.square() *", "offset *"),
+    ("objective", "(k - 1) / steps", "k / steps - 1e-9"),
+    ("objective", "/ math.log(2)", ""),
+    ("schedules", "- ends + first - third", "+ ends + first - third"),
+    ("schedules", "- ends + first - third", "- ends - first - third"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def mutant(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of an importable package: the engine with a mutation, (module, old, new)."""
+    name = f"mutant_{request.param_index}"
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    for path in Path(gendiff.__file__).parent.glob("*.py"):
+        if path.stem in PARTS:
+            text = path.read_text(encoding="utf-8")
+            if request.param and path.stem == request.param[0]:
+                assert text.count(request.param[1]) == 1, "the text to mutate is not there, once"
+                text = text.replace(*request.param[1:])
+            (folder / path.name).write_text(
+                text.replace("from gendiff.", f"from {name}."), encoding="utf-8"
+            )
+    sys.path.insert(0, str(tmp_path))
+    yield name
+    sys.path.remove(str(tmp_path))
+    for module in [m for m in sys.modules if m.partition(".")[0] == name]:
+        del sys.modules[module]
+
+
+@pytest.mark.parametrize("mutant", [None], indirect=True)
+def test_the_copy_passes(mutant: str) -> None:
+    for check in CHECKS:
+        check(engine(mutant))
+
+
+@pytest.mark.parametrize(
+    "mutant", MUTATIONS, indirect=True, ids=[f"{m}: {new or old}" for m, old, new in MUTATIONS]
+)
+def test_a_check_fails(mutant: str) -> None:
+    package = engine(mutant)
+    assert package.samplers.__name__ == f"{mutant}.samplers"
+    failed = 0
+    for check in CHECKS:
+        try:
+            check(package)
+        except AssertionError:
+            failed += 1
+    assert failed, "no check noticed"
