@@ -7,7 +7,6 @@ written in the models below. The resolved configuration is kept in the run.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -24,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from gendiff.errors import ConfigError
+from gendiff.errors import ConfigError, suggest
 from gendiff.modality import Modality, Section
 
 # --- named parts: schedules, samplers, … --------------------------------------------------------
@@ -341,14 +340,6 @@ def help_lines(model: type[Section], prefix: str = "") -> Iterator[tuple[str, st
 
 def _keys(model: type[Section]) -> Iterator[str]:
     return (key for key, _ in help_lines(model))
-
-
-def suggest(word: str, valid: Sequence[str] | Mapping[str, Any]) -> str:
-    """`` Did you mean 'x'?`` or the list of what is valid, to be put behind a message."""
-    close = difflib.get_close_matches(word, list(valid), 1, 0.5)
-    if close:
-        return f" Did you mean '{close[0]}'?"
-    return f" Choose from: {', '.join(valid)}" if len(valid) <= 20 else ""
 
 
 def _message(problem: Any) -> str:

@@ -5,6 +5,9 @@ The command line prints them without a traceback and exits with code 2; ``--debu
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection
+
 
 class GendiffError(Exception):
     """Base of every error that a user can mend."""
@@ -36,3 +39,11 @@ class SamplingError(GendiffError):
 
 class NonFiniteError(GendiffError):
     """Training produced non-finite losses or gradients several times in a row."""
+
+
+def suggest(word: str, valid: Collection[str]) -> str:
+    """`` Did you mean 'x'?`` or the list of what is valid, to be put behind a message."""
+    close = difflib.get_close_matches(word, list(valid), 1, 0.5)
+    if close:
+        return f" Did you mean '{close[0]}'?"
+    return f" Choose from: {', '.join(valid)}" if len(valid) <= 20 else ""

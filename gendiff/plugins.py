@@ -18,7 +18,7 @@ from typing import Any
 import pluggy
 
 from gendiff import PLUGIN_API
-from gendiff.errors import PluginError
+from gendiff.errors import PluginError, suggest
 from gendiff.modality import Modality
 
 MODALITIES = "gendiff.modalities"
@@ -147,8 +147,6 @@ def _checked(name: str, found: Any, distribution: str) -> Modality:
 
 
 def _unknown(name: str, installed: list[str]) -> str:
-    from gendiff.config import suggest
-
     if not installed:
         return (
             f"no modality '{name}', and none is installed. From a clone: pip install -e '.[all]'"
