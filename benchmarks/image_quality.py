@@ -29,7 +29,9 @@ from peers import ROOT, peers_python
 
 SAMPLES, CALLS, BATCH = 1000, 20, 64
 PROBE = (3, 20)  # steps that warm up, and steps whose cost is measured
-# Learning rates and options of the peers: @CHOICE@
+# gendiff runs on its plugin's defaults. Of the peers' options only the spacing of the times of
+# diffusers' sampler was tried (100 steps: Fréchet distance 19.27 with "linspace", 19.33 with
+# "trailing"); for learning rate, schedule and prediction repeat with --choice.
 CHOICES: dict[str, dict[str, Any]] = {
     "gendiff": {},
     "diffusers": {"lr": 3e-3, "beta_schedule": "squaredcos_cap_v2",
@@ -117,7 +119,7 @@ class Peer(Trainer):
 
         parameters = list(self.network.parameters())
         warm = min(100, self.count // 20) + 1
-        for step, rows in zip(range(self.count), self.rows()):
+        for step, rows in zip(range(self.count), self.rows(), strict=False):
             factor = (1 + math.cos(math.pi * step / self.count)) / 2 * min(1, (step + 1) / warm)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.choice["lr"] * factor
