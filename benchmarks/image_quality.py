@@ -34,8 +34,12 @@ PROBE = (3, 20)  # steps that warm up, and steps whose cost is measured
 # "trailing"); for learning rate, schedule and prediction repeat with --choice.
 CHOICES: dict[str, dict[str, Any]] = {
     "gendiff": {},
-    "diffusers": {"lr": 3e-3, "beta_schedule": "squaredcos_cap_v2",
-                  "prediction_type": "v_prediction", "sampling": {"timestep_spacing": "linspace"}},
+    "diffusers": {
+        "lr": 3e-3,
+        "beta_schedule": "squaredcos_cap_v2",
+        "prediction_type": "v_prediction",
+        "sampling": {"timestep_spacing": "linspace"},
+    },
     "lucidrains": {"lr": 3e-3, "ema_update_every": 1},
 }
 SIDES = tuple(CHOICES)
@@ -60,8 +64,12 @@ class Gendiff(Trainer):
         from gendiff import config, plugins, runs, train
 
         modality = plugins.modality("image")
-        overrides = [f"train.steps={steps}", "device=cpu", "threads=1",
-                     *(f"{key}={value}" for key, value in choice.items())]
+        overrides = [
+            f"train.steps={steps}",
+            "device=cpu",
+            "threads=1",
+            *(f"{key}={value}" for key, value in choice.items()),
+        ]
         resolved = config.resolve(modality, overrides=overrides)
         facts = modality.prepare(getattr(resolved, modality.name)).facts
         run = runs.Run(runs.folder_of(modality, resolved), modality, resolved, dict(facts))
@@ -141,15 +149,23 @@ class Diffusers(Peer):
         from diffusers.training_utils import EMAModel
 
         self.network = UNet2DModel(
-            sample_size=8, in_channels=1, out_channels=1, layers_per_block=1,
-            block_out_channels=(32, 64), norm_num_groups=8, num_class_embeds=10,
+            sample_size=8,
+            in_channels=1,
+            out_channels=1,
+            layers_per_block=1,
+            block_out_channels=(24, 48),
+            norm_num_groups=8,
+            num_class_embeds=10,
             down_block_types=("DownBlock2D", "AttnDownBlock2D"),
             up_block_types=("AttnUpBlock2D", "UpBlock2D"),
         )
-        self.scheduler = DDPMScheduler(beta_schedule=self.choice["beta_schedule"],
-                                       prediction_type=self.choice["prediction_type"])
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), betas=(0.95, 0.999),
-                                           weight_decay=1e-6, fused=True)
+        self.scheduler = DDPMScheduler(
+            beta_schedule=self.choice["beta_schedule"],
+            prediction_type=self.choice["prediction_type"],
+        )
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), betas=(0.95, 0.999), weight_decay=1e-6, fused=True
+        )
         self.ema = EMAModel(self.network.parameters(), use_ema_warmup=True, power=0.75)
 
     def loss(self, x: Any, labels: Any) -> Any:
@@ -175,8 +191,9 @@ class Diffusers(Peer):
         self.ema.store(self.network.parameters())
         self.ema.copy_to(self.network.parameters())
         self.network.eval()
-        solver = DPMSolverMultistepScheduler.from_config(self.scheduler.config,
-                                                         **self.choice["sampling"])
+        solver = DPMSolverMultistepScheduler.from_config(
+            self.scheduler.config, **self.choice["sampling"]
+        )
         solver.set_timesteps(CALLS)
         x = torch.randn(SAMPLES, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
         labels = torch.arange(SAMPLES) % 10
@@ -197,11 +214,11 @@ class Lucidrains(Peer):
         from denoising_diffusion_pytorch import GaussianDiffusion, Unet
         from ema_pytorch import EMA
 
-        unet = Unet(dim=32, dim_mults=(1, 2), channels=1)
-        self.network = GaussianDiffusion(unet, image_size=8, sampling_timesteps=CALLS,
-                                         objective="pred_v")
-        self.optimizer = torch.optim.Adam(self.network.parameters(), betas=(0.9, 0.99),
-                                          fused=True)
+        unet = Unet(dim=20, dim_mults=(1, 2), channels=1)
+        self.network = GaussianDiffusion(
+            unet, image_size=8, sampling_timesteps=CALLS, objective="pred_v"
+        )
+        self.optimizer = torch.optim.Adam(self.network.parameters(), betas=(0.9, 0.99), fused=True)
         self.ema = EMA(self.network, beta=0.995, update_every=self.choice["ema_update_every"])
 
     def loss(self, x: Any, labels: Any) -> Any:
@@ -222,7 +239,9 @@ class Lucidrains(Peer):
 
 
 TRAINERS: dict[str, type[Any]] = {
-    "gendiff": Gendiff, "diffusers": Diffusers, "lucidrains": Lucidrains,
+    "gendiff": Gendiff,
+    "diffusers": Diffusers,
+    "lucidrains": Lucidrains,
 }
 
 
@@ -251,8 +270,14 @@ def worker(args: argparse.Namespace) -> None:
     begin = time.process_time()
     for _ in trainer.steps():
         pass
-    facts = {"side": side, "budget": budget, "steps": count, "choice": choice,
-             "cpu_seconds": time.process_time() - begin, "parameters": trainer.parameters}
+    facts = {
+        "side": side,
+        "budget": budget,
+        "steps": count,
+        "choice": choice,
+        "cpu_seconds": time.process_time() - begin,
+        "parameters": trainer.parameters,
+    }
     with torch.no_grad():
         x = trainer.draw(args.seed)
     torch.save({"facts": facts, "x": x.float().clone()}, args.out)
@@ -265,8 +290,22 @@ def train(side: str, budget: float, args: argparse.Namespace, folder: Path, data
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if side == "gendiff":
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "plugins" / "image")])
-    command = [python, __file__, "--worker", side, "--budgets", str(budget), "--data", data,
-               "--out", out, "--seed", str(args.seed), "--choice", args.choice]
+    command = [
+        python,
+        __file__,
+        "--worker",
+        side,
+        "--budgets",
+        str(budget),
+        "--data",
+        data,
+        "--out",
+        out,
+        "--seed",
+        str(args.seed),
+        "--choice",
+        args.choice,
+    ]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     if result.returncode:
         raise SystemExit(f"{side}, {budget:g} s:\n{result.stderr}")
@@ -305,15 +344,23 @@ def judge(path: Path, seed: int) -> dict[str, Any]:
     measures = {m.name: m for m in modality.metrics(section, facts, batch, cache, seed)}
     distance = measures["frechet_distance"]
     floor = distance.floor or math.nan
-    return {**file["facts"], "frechet_distance": distance.value, "floor": floor,
-            "ratio": distance.value / floor, "precision": measures["precision"].value,
-            "recall": measures["recall"].value}
+    return {
+        **file["facts"],
+        "frechet_distance": distance.value,
+        "floor": floor,
+        "ratio": distance.value / floor,
+        "precision": measures["precision"].value,
+        "recall": measures["recall"].value,
+    }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """A line for each side and budget; FD is the Fréchet distance."""
-    lines = ["| side | budget s | CPU s | parameters | steps | FD | floor | FD / floor | "
-             "precision | recall |", "|---|---|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| side | budget s | CPU s | parameters | steps | FD | floor | FD / floor | "
+        "precision | recall |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
     for r in rows:
         lines.append(
             f"| {r['side']} | {r['budget']:g} | {r['cpu_seconds']:.0f} | {r['parameters']:,} | "
@@ -327,8 +374,13 @@ def main() -> None:
     """Trains, judges and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
-    parser.add_argument("--budgets", nargs="+", type=float, default=[60, 120, 240],
-                        help="seconds of CPU time of the training loop")
+    parser.add_argument(
+        "--budgets",
+        nargs="+",
+        type=float,
+        default=[60, 120, 240],
+        help="seconds of CPU time of the training loop",
+    )
     parser.add_argument("--parallel", type=int, default=1, help="trainings at a time")
     parser.add_argument("--seed", type=int, default=0, help="of samples and metrics")
     parser.add_argument("--choice", default="{}", help="JSON over CHOICES, for trials")
@@ -353,8 +405,9 @@ def main() -> None:
     rows.sort(key=lambda row: (row["budget"], args.sides.index(row["side"])))
     print(table(rows))
     if args.out:
-        args.out.write_text(json.dumps({"seed": args.seed, "samples": SAMPLES, "rows": rows},
-                                       indent=2) + "\n")
+        args.out.write_text(
+            json.dumps({"seed": args.seed, "samples": SAMPLES, "rows": rows}, indent=2) + "\n"
+        )
     return None
 
 

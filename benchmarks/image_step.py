@@ -27,17 +27,36 @@ from peers import ROOT, peers_python
 
 SIDES = ("gendiff", "diffusers")
 OURS: dict[str, dict[str, Any]] = {
-    "1M": {"channels": 64, "channel_multipliers": (1, 1, 1), "blocks": 1,
-           "attention_levels": (1, 2), "head_channels": 32, "embedding_channels": 384},
-    "5M": {"channels": 80, "channel_multipliers": (1, 1, 2, 3), "blocks": 1,
-           "attention_levels": (3,), "head_channels": 40, "embedding_channels": 160},
+    "1M": {
+        "channels": 64,
+        "channel_multipliers": (1, 1, 1),
+        "blocks": 1,
+        "attention_levels": (1, 2),
+        "head_channels": 32,
+        "embedding_channels": 384,
+    },
+    "5M": {
+        "channels": 80,
+        "channel_multipliers": (1, 1, 2, 3),
+        "blocks": 1,
+        "attention_levels": (3,),
+        "head_channels": 40,
+        "embedding_channels": 160,
+    },
 }
 PEERS: dict[str, dict[str, Any]] = {
-    "1M": {"block_out_channels": (32, 64, 64), "layers_per_block": 1,
-           "down_block_types": ("DownBlock2D",) * 3, "up_block_types": ("UpBlock2D",) * 3},
-    "5M": {"block_out_channels": (32, 64, 128, 160), "layers_per_block": 1,
-           "down_block_types": ("DownBlock2D",) * 2 + ("AttnDownBlock2D",) * 2,
-           "up_block_types": ("AttnUpBlock2D",) * 2 + ("UpBlock2D",) * 2},
+    "1M": {
+        "block_out_channels": (32, 64, 64),
+        "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D",) * 3,
+        "up_block_types": ("UpBlock2D",) * 3,
+    },
+    "5M": {
+        "block_out_channels": (32, 64, 128, 160),
+        "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D",) * 2 + ("AttnDownBlock2D",) * 2,
+        "up_block_types": ("AttnUpBlock2D",) * 2 + ("UpBlock2D",) * 2,
+    },
 }
 Forward = Callable[[Any, Any], Any]
 
@@ -61,7 +80,7 @@ def build(side: str, size: str) -> tuple[Any, Forward, Callable[[Any], Callable[
         return lambda step: ema.step(network.parameters())
 
     network = UNet2DModel(sample_size=32, in_channels=1, out_channels=1, **PEERS[size])
-    return network, lambda net: (lambda x, noise: net(x, noise, return_dict=False)[0]), average
+    return network, lambda net: lambda x, noise: net(x, noise, return_dict=False)[0], average
 
 
 def worker(args: argparse.Namespace) -> None:
@@ -101,8 +120,11 @@ def worker(args: argparse.Namespace) -> None:
         optimizer.zero_grad(set_to_none=True)
         update(number)
 
-    facts = {"params": sum(p.numel() for p in network.parameters()),
-             "flops": flops.get_total_flops(), "torch": torch.__version__}
+    facts = {
+        "params": sum(p.numel() for p in network.parameters()),
+        "flops": flops.get_total_flops(),
+        "torch": torch.__version__,
+    }
     print(json.dumps(facts), file=answer, flush=True)
     count = 0
     for line in sys.stdin:
@@ -121,15 +143,32 @@ class Side:
 
     def __init__(self, side: str, size: str, threads: int, args: argparse.Namespace) -> None:
         python = sys.executable if side == "gendiff" else peers_python()
-        command = [python, __file__, "--worker", side, "--sizes", size, "--threads", str(threads),
-                   "--batch", str(args.batch), "--device", args.device, "--dtype", args.dtype]
+        command = [
+            python,
+            __file__,
+            "--worker",
+            side,
+            "--sizes",
+            size,
+            "--threads",
+            str(threads),
+            "--batch",
+            str(args.batch),
+            "--device",
+            args.device,
+            "--dtype",
+            args.dtype,
+        ]
         path = os.pathsep.join([str(ROOT), str(ROOT / "plugins" / "image")])
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         if side == "gendiff":
             environment["PYTHONPATH"] = path
         self.process = subprocess.Popen(
-            command + ["--compile"] * args.compile, env=environment, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            command + ["--compile"] * args.compile,
+            env=environment,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         self.batch = args.batch
         self.facts = self._read()
@@ -172,16 +211,21 @@ def compare(size: str, threads: int, args: argparse.Namespace) -> list[dict[str,
         side.close()
         row = {"size": size, "threads": threads, "side": name, **side.facts}
         for clock, values in side.costs.items():
-            row[f"{clock}_ms"] = {"median": statistics.median(values), "min": min(values),
-                                  "max": max(values)}
+            row[f"{clock}_ms"] = {
+                "median": statistics.median(values),
+                "min": min(values),
+                "max": max(values),
+            }
         rows.append(row)
     return rows
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Milliseconds per image as median (minimum-maximum); the ratio is peer over gendiff."""
-    lines = ["| size | threads | side | params | forward MFLOP | CPU ms | wall ms | CPU ratio |",
-             "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| size | threads | side | params | forward MFLOP | CPU ms | wall ms | CPU ratio |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     base = 0.0
     for row in rows:
         if row["side"] == SIDES[0]:
@@ -218,8 +262,11 @@ def main() -> None:
     print(table(rows))
     if args.out:
         facts = {key: value for key, value in vars(args).items() if key not in ("out", "worker")}
-        machine = {"processor": platform.processor() or platform.machine(),
-                   "python": platform.python_version(), "system": platform.system()}
+        machine = {
+            "processor": platform.processor() or platform.machine(),
+            "python": platform.python_version(),
+            "system": platform.system(),
+        }
         args.out.write_text(json.dumps({**facts, **machine, "rows": rows}, indent=2) + "\n")
     return None
 

@@ -93,8 +93,11 @@ def worker(args: argparse.Namespace) -> None:
             end = time.process_time()
             total, after = total + end - begin, after + end - first
         cost = {"step": after / (args.steps - 1), "all": total / args.steps}
-        print(json.dumps({key: 1e6 * value / count for key, value in cost.items()}), file=answer,
-              flush=True)
+        print(
+            json.dumps({key: 1e6 * value / count for key, value in cost.items()}),
+            file=answer,
+            flush=True,
+        )
 
 
 class Side:
@@ -106,8 +109,9 @@ class Side:
         if side == "gendiff":
             environment["PYTHONPATH"] = str(ROOT)
         command = [python, __file__, "--worker", side, "--shapes", shape, "--steps", str(steps)]
-        self.process = subprocess.Popen(command, env=environment, text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(
+            command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
         self.costs: dict[str, list[float]] = {"step": [], "all": []}
 
     def run(self, count: int) -> dict[str, float]:
@@ -141,10 +145,14 @@ def compare(shape: str, args: argparse.Namespace) -> dict[str, Any]:
     row: dict[str, Any] = {"shape": shape}
     for name, side in sides.items():
         side.close()
-        row[name] = {key: {"median": statistics.median(values), "min": min(values),
-                           "max": max(values)} for key, values in side.costs.items()}
-    row["ratio"] = {key: row["gendiff"][key]["median"] / row["diffusers"][key]["median"]
-                    for key in ("step", "all")}
+        row[name] = {
+            key: {"median": statistics.median(values), "min": min(values), "max": max(values)}
+            for key, values in side.costs.items()
+        }
+    row["ratio"] = {
+        key: row["gendiff"][key]["median"] / row["diffusers"][key]["median"]
+        for key in ("step", "all")
+    }
     return row
 
 
@@ -153,10 +161,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| state | cost | gendiff us | diffusers us | ratio |", "|---|---|---|---|---|"]
     for row in rows:
         for key in ("step", "all"):
-            ours, theirs = (f"{c['median']:.1f} ({c['min']:.1f}-{c['max']:.1f})"
-                            for c in (row[side][key] for side in SIDES))
-            lines.append(f"| {row['shape']} | {key} | {ours} | {theirs} | "
-                         f"{row['ratio'][key]:.2f} |")
+            ours, theirs = (
+                f"{c['median']:.1f} ({c['min']:.1f}-{c['max']:.1f})"
+                for c in (row[side][key] for side in SIDES)
+            )
+            lines.append(
+                f"| {row['shape']} | {key} | {ours} | {theirs} | {row['ratio'][key]:.2f} |"
+            )
     return "\n".join(lines)
 
 

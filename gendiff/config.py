@@ -7,6 +7,7 @@ written in the models below. The resolved configuration is kept in the run.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -111,6 +112,18 @@ class DiffusionConfig(Section):
     cond_dropout: float = _option(0.1, "share of hidden conditions in training", ge=0, le=1)
     vlb_weight: float = _option(0.001, "weight of the bound that trains a learned variance", ge=0)
     vlb_steps: int = _option(1000, "steps of that bound's chain", ge=2)
+
+    @model_validator(mode="after")
+    def _eps_needs_signal(self) -> DiffusionConfig:
+        import torch
+
+        end = self.schedule.log_snr(torch.ones(1, dtype=torch.float64))
+        if self.prediction == "eps" and end.min().item() == -math.inf:
+            raise ValueError(
+                "prediction 'eps' says nothing of x where the schedule has no signal, at t=1. "
+                "Use prediction=v or flow, or a schedule that keeps some signal"
+            )
+        return self
 
 
 class TrainConfig(Section):

@@ -59,6 +59,7 @@ def test_numbers_in_yaml_s_blind_spots_are_numbers() -> None:
         ("diffusion.schedule={name: edm, sigma_max: -2}", "a positive number is needed"),
         ("sample.sampler={name: ddim, eta: 3}", "eta=3.0: a number in [0, 1] is needed"),
         ("diffusion.prediction=w", "should be 'eps', 'x', 'v', 'flow' or 'edm', got 'w'"),
+        ("diffusion={prediction: eps, schedule: flow}", "no signal, at t=1"),
         ("name=a/b", "name: "),
         ("train.steps", "overrides are written key=value"),
         ("train.steps=[", "not valid YAML"),

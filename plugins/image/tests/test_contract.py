@@ -15,11 +15,15 @@ from gendiff_image import ImageModality
 SMALL = ["image.channels=16", "image.head_channels=16"]
 
 
-@pytest.mark.parametrize("extra", [[], ["image.learned_variance=true", "diffusion.prediction=eps",
-                                        "diffusion.schedule=cosine"]])
+@pytest.mark.parametrize(
+    "extra",
+    [[], ["image.learned_variance=true", "diffusion.prediction=eps", "diffusion.schedule=cosine"]],
+)
 def test_the_contract(extra: list[str]) -> None:
-    assert any("files" in line or "written" in line for line in
-               check_modality("image", [*SMALL, "train.lr=1e-3", *extra]))
+    assert any(
+        "files" in line or "written" in line
+        for line in check_modality("image", [*SMALL, "train.lr=1e-3", *extra])
+    )
 
 
 def test_a_picture_is_the_same_bits_at_batch_sizes_1_7_and_64(tmp_path: Path) -> None:
@@ -40,9 +44,15 @@ def test_a_picture_is_the_same_bits_at_batch_sizes_1_7_and_64(tmp_path: Path) ->
 
 def test_the_learned_variance_samples(tmp_path: Path) -> None:
     modality = ImageModality()
-    overrides = [*SMALL, f"out={tmp_path}", "image.learned_variance=true",
-                 "diffusion.prediction=eps", "diffusion.schedule=vp_linear",
-                 "diffusion.times={name: uniform, steps: 1000}", "diffusion.weight=eps"]
+    overrides = [
+        *SMALL,
+        f"out={tmp_path}",
+        "image.learned_variance=true",
+        "diffusion.prediction=eps",
+        "diffusion.schedule=vp_linear",
+        "diffusion.times={name: uniform, steps: 1000}",
+        "diffusion.weight=eps",
+    ]
     resolved = config.resolve(modality, overrides=overrides)
     facts = modality.prepare(resolved.image).facts  # type: ignore[attr-defined]
     trainer = Trainer(runs.start(modality, resolved, facts))
