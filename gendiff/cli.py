@@ -44,9 +44,9 @@ def main(debug: bool) -> None:
     """One diffusion engine for every modality.
 
     \b
-    gendiff train --modality image            train the embedded default
-    gendiff sample runs/image/default -n 64   draw samples
-    gendiff evaluate runs/image/default       judge them
+    gendiff train --modality NAME            train on its embedded data
+    gendiff sample runs/NAME/default -n 64   draw samples
+    gendiff evaluate runs/NAME/default       judge them
     """
 
 
@@ -80,8 +80,8 @@ def train(
     """Train; the same command again goes on where it stopped.
 
     \b
-    gendiff train --modality image --config configs/image/mnist.yaml image.path=data
-    gendiff train --modality image train.steps=500 name=short
+    gendiff train --modality NAME --config my.yaml train.lr=1e-3
+    gendiff train --modality NAME train.steps=500 name=short
     """
     from gendiff import config, console, plugins
 
@@ -163,8 +163,8 @@ def sample(
     """Draw samples from a run: a file each, and a preview of all.
 
     \b
-    gendiff sample runs/image/default -n 100 --steps 20 --cond label=7
-    gendiff sample runs/image/default --sampler '{name: heun, churn: 40}'
+    gendiff sample runs/NAME/default -n 100 --steps 20 --cond label=7
+    gendiff sample runs/NAME/default --sampler '{name: heun, churn: 40}'
     """
     from gendiff import config, console, generate
     from gendiff.spaces import join
