@@ -20,6 +20,7 @@ _HOME = {
     "load": "gendiff.generate",
     "register": "gendiff.plugins",
     "Batch": "gendiff.spaces",
+    "Categories": "gendiff.spaces",
     "Cond": "gendiff.spaces",
     "Dense": "gendiff.spaces",
     "Masked": "gendiff.spaces",

@@ -157,8 +157,14 @@ def _settings(model: Any, options: dict[str, Any]) -> Any:
     type=click.Path(path_type=Path),
     help="Folder for the files.  [default: RUN/generated/seed-SEED]",
 )
+@click.option("--film", is_flag=True, help="Also draw how sample 0 came about, as a GIF.")
 def sample(
-    folder: Path, count: int, conditions: tuple[str, ...], out: Path | None, **options: Any
+    folder: Path,
+    count: int,
+    conditions: tuple[str, ...],
+    out: Path | None,
+    film: bool,
+    **options: Any,
 ) -> None:
     """Draw samples from a run: a file each, and a preview of all.
 
@@ -185,12 +191,16 @@ def sample(
                 _make_folder(out)
             done = sum(b.space.batch_size for b in batches)
             size = batch.space.batch_size
-            paths += run.modality.write(run.section, batch, out, ids[done : done + size])
+            paths += run.modality.write(run.section, run.facts, batch, out, ids[done : done + size])
             batches.append(batch)
             bar(done + size)
-    preview = run.modality.preview(run.section, join(batches), out / "preview.png")
+    preview = run.modality.preview(run.section, run.facts, join(batches), out / "preview.png")
     console.say(f"{len(paths)} samples in {out} ({model.calls(settings)} network calls each)")
     console.say(f"preview: {preview}")
+    if film:
+        frames = model.film(0, settings, options["seed"], values)
+        path = run.modality.film(run.section, run.facts, frames, out / "film.gif")
+        console.say(f"film: {path}" if path else f"{run.modality.name} draws no films")
 
 
 def _make_folder(path: Path) -> None:

@@ -112,6 +112,7 @@ class DiffusionConfig(Section):
     cond_dropout: float = _option(0.1, "share of hidden conditions in training", ge=0, le=1)
     vlb_weight: float = _option(0.001, "weight of the bound that trains a learned variance", ge=0)
     vlb_steps: int = _option(1000, "steps of that bound's chain", ge=2)
+    category_weight: float = _option(1.0, "weight of the categories' cross-entropy", ge=0)
 
     @model_validator(mode="after")
     def _eps_needs_signal(self) -> DiffusionConfig:

@@ -23,6 +23,14 @@ with :math:`r^2 = \alpha^2 + \sigma^2`, s the data's standard deviation and
 :math:`R^2 = s^2 \alpha^2 + \sigma^2`. The network's input is always scaled by
 :math:`c_{in} = 1 / R` (1 for VP schedules and unit data), so that what it sees is a function of
 the signal-to-noise ratio alone: a trained network may be sampled under another schedule.
+
+Columns that hold a one-hot code e times c (:class:`gendiff.spaces.Categories`) have an estimate of
+their own. Their noise is independent given the data, so by Bayes' rule
+
+.. math:: p(k | x_t) \propto p(k | \text{the other elements})\, \exp(c\,\alpha\,x_{t,k} / \sigma^2),
+
+and :math:`\hat x = c\, softmax(F + c\,\alpha\,x_t / \sigma^2)`: the network's output F is a logit of
+the first factor only, as the second is known. At sigma = 0 the state itself is the estimate.
 """
 
 from __future__ import annotations
@@ -37,7 +45,7 @@ from torch import Tensor, nn
 
 from gendiff.errors import SamplingError
 from gendiff.schedules import Parts, Schedule
-from gendiff.spaces import Cond, Space
+from gendiff.spaces import Categories, Cond, Space
 
 
 class DenoiserFn(Protocol):
@@ -136,6 +144,7 @@ class Denoiser:
         data_std: Standard deviation of the data, for c_in and the ``edm`` prediction.
         noise_input: ``"log_snr"``: the network embeds :func:`noise_number`, whatever the
             schedule. ``"time"``: it embeds 1000 t, as the DDPM family does.
+        categories: The columns that hold one-hot codes.
     """
 
     backbone: nn.Module | Callable[..., Tensor]
@@ -143,6 +152,7 @@ class Denoiser:
     prediction: str = "edm"
     data_std: float = 1.0
     noise_input: str = "log_snr"
+    categories: tuple[Categories, ...] = ()
 
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS:
@@ -170,6 +180,29 @@ class Denoiser:
         raise ValueError(f"the backbone returned {tuple(out.shape)} for x {tuple(x.shape)}")
 
 
+def category_logits(
+    categories: Categories, out: Tensor, x_t: Tensor, space: Space, alpha: Any, sigma: Any
+) -> Tensor:
+    """The logits of x_hat's categories, of the shape of their columns.
+
+    Args:
+        categories: Which columns.
+        out: The network's output.
+        x_t: The noisy state.
+        space: Their space.
+        alpha, sigma: The noise level: floats, or tensors (B,) or (B, P).
+    """
+    gain = alpha / torch.as_tensor(sigma, dtype=torch.float64).square() * categories.scale
+    # Beyond 1e6 the softmax is exact in float32, and infinity times zero would not be.
+    gain = gain.clamp(max=1e6).to(x_t).reshape(-1, *gain.shape[1:])
+    if gain.ndim == 1:
+        gain = gain.expand(space.batch_size)
+    rows = space.expand(gain)
+    if gain.ndim == 2:
+        rows = categories.of(rows)
+    return categories.of(out) + rows * categories.of(x_t)
+
+
 @dataclass(frozen=True)
 class BoundDenoiser:
     """A :class:`Denoiser` with the space and the condition of one batch."""
@@ -188,17 +221,19 @@ class BoundDenoiser:
         if isinstance(t, Tensor) or isinstance(d.schedule, Parts):
             time = torch.as_tensor(t, dtype=torch.float64, device="cpu").expand(space.batch_size)
             number = noise_number(d.schedule.log_snr(time)) if d.uses_log_snr else 1000 * time
-            scales = scalings(d.prediction, d.data_std, *d.schedule(time))
+            alpha, sigma = d.schedule(time)
+            scales = scalings(d.prediction, d.data_std, alpha, sigma)
             if not scales.c_skip.isfinite().all():
                 raise _no_signal(d.prediction, time.max().item())
             number = number.to(x_t)
             c_in, c_skip, c_out = (space.expand(c.to(x_t)) for c in scales)
         else:
             level = d.schedule.level(t)
+            alpha, sigma = level[:2]
             value = noise_number(level.log_snr) if d.uses_log_snr else 1000 * t
             number = x_t.new_full((space.batch_size,), value)
             try:
-                c_in, c_skip, c_out = _scalings(d.prediction, d.data_std, *level[:2])
+                c_in, c_skip, c_out = _scalings(d.prediction, d.data_std, alpha, sigma)
             except ZeroDivisionError:
                 raise _no_signal(d.prediction, t) from None
         out, variance = d.network(c_in * x_t, number, self.cond, space)
@@ -207,4 +242,7 @@ class BoundDenoiser:
             if isinstance(c_skip, Tensor)
             else ((out * c_out).add_(x_t, alpha=c_skip))
         )
+        for part in d.categories:
+            logits = category_logits(part, out, x_t, space, alpha, sigma)
+            part.of(x_hat).copy_(part.scale * logits.softmax(1))
         return space.project(x_hat), variance

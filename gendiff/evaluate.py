@@ -81,7 +81,7 @@ def heldout_loss(model: Model, limit: int = 2048) -> dict[str, float]:
     """
     run, d = model.run, model.run.config.diffusion
     data = run.modality.dataset(run.section, run.facts, "test")
-    objective = Objective(d.times, d.weight)
+    objective = Objective(d.times, d.weight, category_weight=d.category_weight)
     denoiser = model.denoiser
     model.network.eval()
     ends = d.schedule.log_snr(torch.tensor([1.0], dtype=torch.float64)).min().item()
@@ -89,7 +89,8 @@ def heldout_loss(model: Model, limit: int = 2048) -> dict[str, float]:
     totals = dict.fromkeys(levels, 0.0)
     count = 0
     order = InOrder(len(data), 64)  # type: ignore[arg-type]
-    for index, batch in enumerate(loader(data, partial(run.modality.collate, run.section), order)):
+    collate = partial(run.modality.collate, run.section, run.facts)
+    for index, batch in enumerate(loader(data, collate, order)):
         batch = batch.to(model.device)
         noise = batch.space.noise(StepNoise(0, 0, model.device, batch.x.dtype), index)
         size = batch.space.batch_size

@@ -75,7 +75,7 @@ class Model:
     def trajectories(
         self, ids: Sequence[int], settings: SampleConfig, seed: int, values: Mapping[str, Any]
     ) -> Iterator[tuple[Batch, State]]:
-        """Every state of one batch of samples, with the batch (x_hat as its x) at that state."""
+        """Every state of one batch of samples, with the batch at that state."""
         run = self.run
         space, cond = run.modality.templates(run.section, run.facts, Request(ids, seed, values))
         space = space.to(self.device)
@@ -92,6 +92,22 @@ class Model:
         with context:
             for state in states(denoiser, space, schedule, settings.sampler, times, streams):
                 yield Batch(state.x, space, cond), state
+
+    def film(
+        self,
+        sample: int,
+        settings: SampleConfig,
+        seed: int = 0,
+        values: Mapping[str, Any] | None = None,
+    ) -> list[Batch]:
+        """The estimates of one finished sample on its way, a batch of one for each step."""
+        self.network.eval()
+        ((block, _),) = _blocks([sample], 1, self.device.type == "cpu")
+        row = block.index(sample)
+        return [
+            Batch(state.x_hat, batch.space, batch.cond).select([row]).to("cpu")
+            for batch, state in self.trajectories(block, settings, seed, values or {})
+        ]
 
     def batches(
         self,
@@ -169,7 +185,8 @@ def _blocks(
 def make_denoiser(run: Run, network: nn.Module) -> Denoiser:
     """The denoiser of a run's configuration around a network."""
     d = run.config.diffusion
-    return Denoiser(network, d.schedule, d.prediction, d.data_std, d.noise_input)
+    categories = run.modality.categories(run.section, run.facts)
+    return Denoiser(network, d.schedule, d.prediction, d.data_std, d.noise_input, categories)
 
 
 def pick_device(name: str, threads: int = 0) -> torch.device:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.utils.data import Dataset
 
-    from gendiff.spaces import Batch, Cond, Space
+    from gendiff.spaces import Batch, Categories, Cond, Space
 
 
 class Section(BaseModel):
@@ -84,7 +84,7 @@ class Measure:
 class Modality(ABC):
     """What a plugin implements. ``config`` is always an instance of the class's ``Config``.
 
-    A method that needs the data's ``facts`` gets what :meth:`prepare` reported.
+    Every method but :meth:`prepare` gets the ``facts`` that it reported.
     """
 
     name: ClassVar[str]
@@ -111,7 +111,7 @@ class Modality(ABC):
         """
 
     @abstractmethod
-    def collate(self, config: Any, items: Sequence[Any]) -> Batch:
+    def collate(self, config: Any, facts: Mapping[str, Any], items: Sequence[Any]) -> Batch:
         """Makes a batch of items."""
 
     @abstractmethod
@@ -123,6 +123,10 @@ class Modality(ABC):
         None; ``space`` the batch's space. The output may have twice the width on axis 1: the
         second half then is the learned reverse variance (Nichol & Dhariwal, 2021).
         """
+
+    def categories(self, config: Any, facts: Mapping[str, Any]) -> tuple[Categories, ...]:
+        """The columns of a state that hold one-hot codes; none unless a modality says so."""
+        return ()
 
     @abstractmethod
     def templates(
@@ -137,12 +141,29 @@ class Modality(ABC):
         """
 
     @abstractmethod
-    def write(self, config: Any, batch: Batch, folder: Path, ids: Sequence[int]) -> list[Path]:
+    def write(
+        self,
+        config: Any,
+        facts: Mapping[str, Any],
+        batch: Batch,
+        folder: Path,
+        ids: Sequence[int],
+    ) -> list[Path]:
         """Writes each sample to a file of its own in ``folder``, named after its id."""
 
     @abstractmethod
-    def preview(self, config: Any, batch: Batch, path: Path) -> Path:
+    def preview(self, config: Any, facts: Mapping[str, Any], batch: Batch, path: Path) -> Path:
         """Draws the samples into one picture at ``path`` (a PNG)."""
+
+    def film(
+        self, config: Any, facts: Mapping[str, Any], frames: Sequence[Batch], path: Path
+    ) -> Path | None:
+        """Draws how one sample came about as a moving picture at ``path`` (a GIF).
+
+        ``frames`` are the estimates of the finished sample, one a step, each a batch of one.
+        None from a modality that has no such picture.
+        """
+        return None
 
     @abstractmethod
     def metrics(

@@ -18,6 +18,10 @@ weight      w(snr)                                       mean squared error of
 ``edm``     :math:`snr + 1 / s^2`                        F, with EDM's preconditioning (table 1)
 ``min_snr`` :math:`\min(snr, \gamma)`                    Hang et al., 2023, eq. 8
 =========  ===========================================  =========================================
+
+Columns that hold a one-hot code have, in place of their squared error, the cross-entropy of x_hat's
+distribution in nats, at one weight for all noise levels (as Dieleman et al., 2022,
+https://arxiv.org/abs/2211.15089, section 3.2): it is bounded, so it needs no other.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gendiff.denoiser import PREDICTIONS, Denoiser, noise_number, scalings
+from gendiff.denoiser import PREDICTIONS, Denoiser, category_logits, noise_number, scalings
 from gendiff.noise import NoiseSource, generator
 from gendiff.samplers import interpolate_variance, posterior
 from gendiff.schedules import Schedule
@@ -178,6 +182,7 @@ class Objective:
             (Nichol & Dhariwal, 2021, eq. 16: 0.001).
         vlb_steps: T of that bound's chain. The bound is exact for times on its grid,
             ``Uniform(steps=T)``.
+        category_weight: Weight of the cross-entropy of columns that hold a one-hot code.
     """
 
     times: Times
@@ -186,6 +191,7 @@ class Objective:
     cond_dropout: float = 0.0
     vlb_weight: float = 0.001
     vlb_steps: int = 1000
+    category_weight: float = 1.0
 
     def draw(self, count: int, seed: int, step: int, slot: int = 0, slots: int = 1) -> Tensor:
         """Uniform numbers (count,) in (0, 1), float64: part ``slot`` of ``slots`` of the step's.
@@ -242,8 +248,12 @@ class Objective:
         x_t = rows(alpha) * x + rows(sigma) * eps
         number = (noise_number(log_snr) if denoiser.uses_log_snr else 1000 * t).to(x)
         out, variance = denoiser.network(rows(scales.c_in) * x_t, number, batch.cond, space)
-        error = (space.project(out) - (rows(p) * x + rows(q) * eps)).square()
-        loss = space.mean(rows(weight) * error)
+        error = rows(weight) * (space.project(out) - (rows(p) * x + rows(q) * eps)).square()
+        for part in denoiser.categories:
+            logits = category_logits(part, out, x_t, space, alpha, sigma)
+            entropy = -part.of(x) / part.scale * logits.log_softmax(1)
+            part.of(error).copy_(self.category_weight * entropy)
+        loss = space.mean(error)
         if variance is not None:
             x_hat = space.project(rows(scales.c_skip) * x_t + rows(scales.c_out) * out)
             bound = self._variance_bound(denoiser.schedule, batch, t, x_hat.detach(), variance)

@@ -15,6 +15,7 @@ name                alpha, sigma                                    source
 ================== =============================================== =============================
 ``vp_linear``       :math:`\prod (1 - \beta_i)` at t = k/T          Ho et al., 2020
 ``cosine``          :math:`\cos, \sin`                              Nichol & Dhariwal, 2021
+``polynomial``      :math:`\alpha \approx 1 - t^p`                  Hoogeboom et al., 2022
 ``ve``              :math:`1, \sigma_{min}\sqrt{r^{2t} - 1}`        Song et al., 2021
 ``edm``             :math:`1, \sigma_{max} t`                       Karras et al., 2022
 ``flow``            :math:`1 - t, t`                                Lipman et al.; Liu et al., 2023
@@ -216,6 +217,46 @@ class Cosine(Schedule):
 
 
 @dataclass(frozen=True)
+class Polynomial(Schedule):
+    r"""Variance preserving with :math:`\alpha^2 = s + (1 - s)(1 - t^p)^2`.
+
+    Hoogeboom et al., 2022 (https://arxiv.org/abs/2203.17003, appendix B), who take
+    :math:`(1 - 2s)(1 - t^p)^2 + s`: the same at t = 1, and the data themselves at t = 0.
+
+    Args:
+        power: p.
+        floor: s, alpha^2 at t = 1.
+    """
+
+    power: float = 2.0
+    floor: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if not (self.power > 0 and 0 < self.floor < 1):
+            raise ValueError(
+                f"power={self.power}, floor={self.floor}: power > 0 and 0 < floor < 1 are needed"
+            )
+
+    def _alpha_bar(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        u = t.double() ** self.power
+        return self.floor + (1 - self.floor) * (1 - u) ** 2, (1 - self.floor) * u * (2 - u)
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha_bar, variance = self._alpha_bar(t)
+        return alpha_bar.sqrt().to(t), _sqrt(variance).to(t)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        alpha_bar, variance = self._alpha_bar(t)
+        return (alpha_bar.log() - variance.log()).to(t)
+
+    def inverse(self, log_snr: Tensor) -> Tensor:
+        share = (-log_snr.double()).sigmoid() / (1 - self.floor)  # u (2 - u)
+        rest = (log_snr.double().sigmoid() - self.floor) / (1 - self.floor)  # (1 - u)^2
+        u = torch.where(share < 0.5, share / (1 + _sqrt(1 - share)), 1 - _sqrt(rest))
+        return (u ** (1 / self.power)).to(log_snr)
+
+
+@dataclass(frozen=True)
 class VE(Schedule):
     r"""Variance exploding, :math:`\sigma_t = \sigma_{min} \sqrt{r^{2t} - 1}`, r the ratio.
 
@@ -325,6 +366,7 @@ def _sqrt(value: Tensor) -> Tensor:
 SCHEDULES: dict[str, type[Schedule]] = {
     "vp_linear": VPLinear,
     "cosine": Cosine,
+    "polynomial": Polynomial,
     "ve": VE,
     "edm": EDM,
     "flow": Flow,

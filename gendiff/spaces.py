@@ -265,6 +265,28 @@ class Ragged(Space):
 
 
 @dataclass(frozen=True)
+class Categories:
+    """Columns of a state, along axis 1, that hold a one-hot code times ``scale``.
+
+    Such columns are noised like all others. What differs is the estimate, a softmax expectation,
+    and the loss, a cross-entropy; see :mod:`gendiff.denoiser` and :mod:`gendiff.objective`.
+
+    Args:
+        start: The first column.
+        count: How many categories.
+        scale: The value of the column that is on. Smaller codes are decided later, at less noise.
+    """
+
+    start: int
+    count: int
+    scale: float = 1.0
+
+    def of(self, x: Tensor) -> Tensor:
+        """These columns of a tensor of the state's shape, a view."""
+        return x.narrow(1, self.start, self.count)
+
+
+@dataclass(frozen=True)
 class Cond:
     """What a network sees besides the noisy state and its noise level.
 

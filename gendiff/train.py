@@ -66,7 +66,13 @@ class Trainer:
         self.denoiser = make_denoiser(run, self.network)
         d = run.config.diffusion
         self.objective = Objective(
-            d.times, d.weight, d.stratified, d.cond_dropout, d.vlb_weight, d.vlb_steps
+            d.times,
+            d.weight,
+            d.stratified,
+            d.cond_dropout,
+            d.vlb_weight,
+            d.vlb_steps,
+            d.category_weight,
         )
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(),
@@ -99,7 +105,7 @@ class Trainer:
         data: Any = run.modality.dataset(run.section, run.facts, "train")
         size = config.batch_size // config.accumulate
         order = VisitOrder(len(data), size, run.config.seed, self.step * config.accumulate)
-        collate = partial(run.modality.collate, run.section)
+        collate = partial(run.modality.collate, run.section, run.facts)
         for batch in loader(data, collate, order, config.workers):
             yield batch.to(self.device)
 
@@ -330,7 +336,7 @@ def _preview(trainer: Trainer, stop: Callable[[], bool]) -> None:
         batch = join(list(model.batches(ids, run.config.sample, run.config.seed, poll=poll)))
     except Stopped:
         return
-    run.modality.preview(run.section, batch.to("cpu"), path)
+    run.modality.preview(run.section, run.facts, batch.to("cpu"), path)
 
 
 def dry_run(run: Run) -> list[str]:

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from gendiff.noise import Streams
-from gendiff.schedules import EDM, VE, Cosine, Flow, Schedule, VPLinear
+from gendiff.schedules import EDM, VE, Cosine, Flow, Polynomial, Schedule, VPLinear
 from gendiff.spaces import Dense, Masked, Ragged, Space
 
 SCHEDULES: dict[str, Schedule] = {
     "vp_linear": VPLinear(),
     "cosine": Cosine(),
+    "polynomial": Polynomial(),
     "ve": VE(),
     "edm": EDM(),
     "flow": Flow(),

@@ -60,7 +60,7 @@ class Points(Modality):
                 return torch.tensor([radius * math.cos(angle), radius * math.sin(angle)])
         return Data()
 
-    def collate(self, config, items):
+    def collate(self, config, facts, items):
         import torch
         x = torch.stack(list(items))
         return gendiff.Batch(x, gendiff.Dense(tuple(x.shape)))
@@ -79,13 +79,13 @@ class Points(Modality):
     def templates(self, config, facts, request):
         return gendiff.Dense((len(request.ids), 2)), None
 
-    def write(self, config, batch, folder, ids):
+    def write(self, config, facts, batch, folder, ids):
         paths = [folder / f"{i}.json" for i in ids]
         for path, row in zip(paths, batch.x.tolist()):
             path.write_text(json.dumps(row))
         return paths
 
-    def preview(self, config, batch, path):
+    def preview(self, config, facts, batch, path):
         path.write_bytes(json.dumps(batch.x.tolist()).encode())
         return path
 

@@ -8,7 +8,7 @@ import torch
 from exactness import alpha_bars, near
 from oracle_tools import SCHEDULES
 
-from gendiff.schedules import EDM, VE, Cosine, Flow, Parts, Schedule, VPLinear
+from gendiff.schedules import EDM, VE, Cosine, Flow, Parts, Polynomial, Schedule, VPLinear
 
 pytestmark = pytest.mark.usefixtures("float64")
 ALL: dict[str, Schedule] = {
@@ -80,7 +80,7 @@ def test_log_snr(schedule: Schedule) -> None:
         near(level.log_snr, log_snr[i], 1e-14)
 
 
-@pytest.mark.parametrize("name", [k for k in ALL if k.startswith(("vp", "cosine"))])
+@pytest.mark.parametrize("name", [k for k in ALL if k.startswith(("vp", "cosine", "poly"))])
 def test_variance_preserved(name: str) -> None:
     alpha, sigma = ALL[name](torch.linspace(0, 1, 1001))
     near(alpha**2 + sigma**2, torch.ones(1001), 2e-15)
@@ -109,6 +109,8 @@ def test_formulas_of_the_others() -> None:
     near(sigma, 0.01 * torch.sqrt((50 / 0.01) ** (2 * t) - 1), 1e-12)
     near(torch.stack(EDM(80.0)(t)), torch.stack([torch.ones(41), 80 * t]), 1e-15)
     near(torch.stack(Flow()(t)), torch.stack([1 - t, t]), 0)
+    alpha, sigma = Polynomial(2.0, 1e-5)(t)
+    near(alpha**2, 1e-5 + (1 - 1e-5) * (1 - t**2) ** 2, 1e-14)
 
 
 def test_parts() -> None:
@@ -143,6 +145,8 @@ def test_dtype_and_value(schedule: Schedule) -> None:
         lambda: VPLinear(1e-3, 0.2, 100),  # its continuation would start with alpha > 1
         lambda: Cosine(0.0),
         lambda: Cosine(min_log_snr=1.0),
+        lambda: Polynomial(floor=0.0),
+        lambda: Polynomial(power=-1.0),
         lambda: VE(0.0, 1.0),
         lambda: VE(2.0, 1.0),
         lambda: EDM(0.0),

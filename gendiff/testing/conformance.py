@@ -95,8 +95,8 @@ def _check_data(run: runs.Run) -> Iterator[str]:
         _expect(len(data) > 0, f"the {split} split has items", len(data))
         items = [data[0, 7], data[min(1, len(data) - 1), 7]]
         batch, again = (
-            modality.collate(section, items),
-            modality.collate(section, [data[0, 7], data[min(1, len(data) - 1), 7]]),
+            modality.collate(section, run.facts, items),
+            modality.collate(section, run.facts, [data[0, 7], data[min(1, len(data) - 1), 7]]),
         )
         _expect(
             torch.equal(batch.x, again.x),
@@ -120,7 +120,7 @@ def _check_training(run: runs.Run) -> Iterator[str]:
     trainer = Trainer(run)
     data: Any = run.modality.dataset(run.section, run.facts, "train")
     order = VisitOrder(len(data), run.config.train.batch_size, 0)
-    batch = next(loader(data, partial(run.modality.collate, run.section), order))
+    batch = next(loader(data, partial(run.modality.collate, run.section, run.facts), order))
     losses = [trainer.advance([batch]).loss.mean.item() for _ in range(40)]
     early, late = sum(losses[:8]) / 8, sum(losses[-8:]) / 8
     _expect(late < early, "40 steps on one batch lower the loss", (early, late))
@@ -153,13 +153,13 @@ def _check_sampling(run: runs.Run, folder: Path) -> Iterator[str]:
         "what a template holds for a sample depends on its id and the seed alone",
         "another template",
     )
-    paths = modality.write(section, full, folder, [0, 1, 2, 3])
+    paths = modality.write(section, run.facts, full, folder, [0, 1, 2, 3])
     _expect(
         len(paths) == 4 and all(p.stat().st_size for p in paths),
         "write() makes a file for each sample",
         paths,
     )
-    preview = modality.preview(section, full, folder / "preview.png")
+    preview = modality.preview(section, run.facts, full, folder / "preview.png")
     _expect(preview.stat().st_size > 0, "preview() makes a picture", preview)
     yield f"4 samples written, as {paths[0].suffix}, and a preview"
 

@@ -1,7 +1,8 @@
 """A toy modality with a known law, in each of the three spaces: the engine is tested alone.
 
 Each row of a sample is normal with a mean that depends on the sample's class and a variance of
-its own; centred columns have no mean. Items cost nothing, and what a perfect model would put out
+its own; centred columns have no mean; with ``types`` a one-hot code of the class follows. Items
+cost nothing, and what a perfect model would put out
 is :class:`gendiff.testing.Gaussian`.
 """
 
@@ -21,7 +22,7 @@ from torch.utils.data import Dataset
 
 from gendiff.modality import DataReport, Measure, Modality, Request, Section
 from gendiff.noise import Streams, derive_seed
-from gendiff.spaces import Batch, Cond, Dense, Masked, Ragged, Space
+from gendiff.spaces import Batch, Categories, Cond, Dense, Masked, Ragged, Space
 
 CLASSES, WIDTH, VARIANCE = 3, 4, 0.04
 
@@ -33,15 +34,21 @@ class ToyConfig(Section):
     items: int = Field(64, ge=2, description="items of a split")
     hidden: int = Field(32, ge=4, description="width of the network")
     centred: int = Field(3, ge=0, le=WIDTH, description="centred columns, ragged only")
+    types: bool = Field(False, description="append a one-hot code of the class to every row")
+
+    @property
+    def width(self) -> int:
+        """Columns of a row."""
+        return WIDTH + CLASSES * self.types
 
 
 def _space(config: ToyConfig, sizes: Sequence[int]) -> Space:
     if config.kind == "dense":
-        return Dense((len(sizes), WIDTH))
+        return Dense((len(sizes), config.width))
     counts = torch.tensor(sizes)
     if config.kind == "masked":
-        return Masked(counts, WIDTH, max(sizes))
-    return Ragged(counts, WIDTH, config.centred)
+        return Masked(counts, config.width, max(sizes))
+    return Ragged(counts, config.width, config.centred)
 
 
 def _size(config: ToyConfig, *names: int | str) -> int:
@@ -67,22 +74,31 @@ class ToyData(Dataset[Any]):
         index, label = key[0], key[0] % CLASSES
         space = _space(self.config, [_size(self.config, self.split, index)])
         noise = space.noise(Streams(derive_seed(self.split), (index,)), 0)
-        return mean(space, torch.tensor([label])).to(noise) + VARIANCE**0.5 * noise, label
+        x = mean(space, torch.tensor([label])).to(noise) + VARIANCE**0.5 * noise
+        for part in _categories(self.config):
+            part.of(x).zero_().narrow(1, label, 1).fill_(part.scale)
+        return x, label
+
+
+def _categories(config: ToyConfig) -> tuple[Categories, ...]:
+    return (Categories(WIDTH, CLASSES, 0.5),) if config.types else ()
 
 
 class ToyNet(nn.Module):
     """A row-wise network that also sees the mean row of its sample."""
 
-    def __init__(self, hidden: int) -> None:
+    def __init__(self, hidden: int, width: int = WIDTH) -> None:
         super().__init__()
+        self.width = width
         self.label = nn.Embedding(CLASSES + 1, hidden)
         self.noise = nn.Linear(1, hidden)
-        self.first = nn.Linear(2 * WIDTH, hidden)
-        self.last = nn.Linear(hidden, WIDTH)
+        self.first = nn.Linear(2 * width, hidden)
+        self.last = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor, noise: Tensor, cond: Cond | None, space: Space) -> Tensor:
         rows = x.transpose(1, 2) if isinstance(space, Masked) else x
-        means = torch.stack([space.mean(_only(space, x, c)) for c in range(WIDTH)], 1) * WIDTH
+        width = self.width
+        means = torch.stack([space.mean(_only(space, x, c)) for c in range(width)], 1) * width
         label = torch.full_like(noise, CLASSES, dtype=torch.long)
         if cond is not None:
             hidden = (
@@ -96,13 +112,13 @@ class ToyNet(nn.Module):
             context = context[space.index]
         elif isinstance(space, Masked):
             context = context[:, None].expand(-1, rows.shape[1], -1)
-        h = self.first(torch.cat([rows, context[..., :WIDTH]], -1)) + context[..., WIDTH:]
+        h = self.first(torch.cat([rows, context[..., :width]], -1)) + context[..., width:]
         out: Tensor = self.last(torch.nn.functional.silu(h))
         return out.transpose(1, 2) if isinstance(space, Masked) else out
 
 
 def _only(space: Space, x: Tensor, column: int) -> Tensor:
-    keep = torch.zeros(WIDTH).to(x)
+    keep = torch.zeros(x.shape[1]).to(x)
     keep[column] = 1
     return x * (keep[None, :, None] if isinstance(space, Masked) else keep)
 
@@ -133,7 +149,9 @@ class ToyModality(Modality):
     def dataset(self, config: ToyConfig, facts: Mapping[str, Any], split: str) -> Dataset[Any]:
         return ToyData(config, split)
 
-    def collate(self, config: ToyConfig, items: Sequence[Any]) -> Batch:
+    def collate(
+        self, config: ToyConfig, facts: Mapping[str, Any], items: Sequence[Any]
+    ) -> Batch:
         tensors = [x for x, _ in items]
         cond = Cond({"label": torch.tensor([label for _, label in items])})
         if config.kind == "ragged":
@@ -145,7 +163,12 @@ class ToyModality(Modality):
         return Batch(torch.cat(tensors), _space(config, [1] * len(items)), cond)
 
     def backbone(self, config: ToyConfig, facts: Mapping[str, Any]) -> nn.Module:
-        return ToyNet(config.hidden)
+        return ToyNet(config.hidden, config.width)
+
+    def categories(
+        self, config: ToyConfig, facts: Mapping[str, Any]
+    ) -> tuple[Categories, ...]:
+        return _categories(config)
 
     def templates(
         self, config: ToyConfig, facts: Mapping[str, Any], request: Request
@@ -155,7 +178,12 @@ class ToyModality(Modality):
         return _space(config, sizes), Cond({"label": torch.tensor(labels)})
 
     def write(
-        self, config: ToyConfig, batch: Batch, folder: Path, ids: Sequence[int]
+        self,
+        config: ToyConfig,
+        facts: Mapping[str, Any],
+        batch: Batch,
+        folder: Path,
+        ids: Sequence[int],
     ) -> list[Path]:
         paths = []
         for row, sample in enumerate(ids):
@@ -164,7 +192,9 @@ class ToyModality(Modality):
             paths.append(path)
         return paths
 
-    def preview(self, config: ToyConfig, batch: Batch, path: Path) -> Path:
+    def preview(
+        self, config: ToyConfig, facts: Mapping[str, Any], batch: Batch, path: Path
+    ) -> Path:
         rows = batch.x.flatten(1) if batch.x.ndim > 2 else batch.x
         grey = ((rows.clamp(-2, 2) + 2) * 63.75).byte().cpu().numpy()
         height, width = grey.shape
@@ -191,7 +221,8 @@ class ToyModality(Modality):
     ) -> list[Measure]:
         assert samples.cond is not None
         offset = samples.x - mean(samples.space, samples.cond["label"]).to(samples.x)
-        error = samples.space.mean(offset.square()).mean().item()
+        offset = sum(_only(samples.space, offset, column) for column in range(WIDTH))
+        error = samples.space.mean(offset.square()).mean().item() * config.width / WIDTH
         return [
             Measure(
                 "mean_square_offset",

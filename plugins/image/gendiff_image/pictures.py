@@ -66,3 +66,16 @@ def _classes_in_turn(labels: Tensor | None) -> int | None:
     classes = int(labels.max()) + 1
     in_turn = torch.equal(labels, torch.arange(len(labels)) % classes)
     return classes if in_turn and 1 < classes <= 20 and len(labels) % classes == 0 else None
+
+
+def film(frames: Sequence[Tensor], path: Path, milliseconds: int = 120) -> Path:
+    """Draws the images x (1, C, H, W) one after the other as a GIF; the last stays for 2 s."""
+    pictures = []
+    for x in frames:
+        factor = max(1, 4 * _READABLE // max(x.shape[2:]))
+        pixels = F.interpolate(to_uint8(x).cpu(), scale_factor=factor, mode="nearest")
+        pictures.append(to_picture(pixels[0]).convert("RGB"))
+    durations = [milliseconds] * (len(pictures) - 1) + [2000]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    return path

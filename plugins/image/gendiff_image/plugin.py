@@ -113,7 +113,9 @@ class ImageModality(Modality):
 
         return data.dataset(config, facts, split)
 
-    def collate(self, config: ImageConfig, items: Sequence[Any]) -> Batch:
+    def collate(
+        self, config: ImageConfig, facts: Mapping[str, Any], items: Sequence[Any]
+    ) -> Batch:
         """Stacks items to x (B, C, H, W) and, where they have one, ``label`` (B,)."""
         import torch
 
@@ -184,19 +186,34 @@ class ImageModality(Modality):
         return space, Cond({"label": labels})
 
     def write(
-        self, config: ImageConfig, batch: Batch, folder: Path, ids: Sequence[int]
+        self,
+        config: ImageConfig,
+        facts: Mapping[str, Any],
+        batch: Batch,
+        folder: Path,
+        ids: Sequence[int],
     ) -> list[Path]:
         """One PNG per sample: ``00017.png``."""
         from gendiff_image import pictures
 
         return pictures.write(batch.x, folder, ids)
 
-    def preview(self, config: ImageConfig, batch: Batch, path: Path) -> Path:
+    def preview(
+        self, config: ImageConfig, facts: Mapping[str, Any], batch: Batch, path: Path
+    ) -> Path:
         """A grid; a column per class where the labels go round the classes."""
         from gendiff_image import pictures
 
         labels = None if batch.cond is None else batch.cond["label"]
         return pictures.grid(batch.x, labels, path)
+
+    def film(
+        self, config: ImageConfig, facts: Mapping[str, Any], frames: Sequence[Batch], path: Path
+    ) -> Path:
+        """The estimates one after the other, the last one for two seconds."""
+        from gendiff_image import pictures
+
+        return pictures.film([frame.x for frame in frames], path)
 
     def metrics(
         self,

@@ -121,7 +121,7 @@ def test_digits() -> None:
 def test_batches_and_templates() -> None:
     config = ImageConfig()
     facts = image.prepare(config).facts
-    batch = image.collate(config, items(config, "test")[:5])
+    batch = image.collate(config, {}, items(config, "test")[:5])
     assert batch.space.shape == (5, 1, 8, 8)
     assert batch.cond is not None
     assert batch.cond["label"].dtype == torch.int64
@@ -142,7 +142,7 @@ def test_batches_and_templates() -> None:
         labels([0], labl=1)
     free = ImageConfig(class_conditional=False)
     assert image.templates(free, facts, Request([0]))[1] is None
-    assert image.collate(free, items(free, "test")[:5]).cond is None
+    assert image.collate(free, {}, items(free, "test")[:5]).cond is None
     with pytest.raises(ConfigError, match="unconditional"):
         image.templates(free, facts, Request([0], 0, {"label": 1}))
 
@@ -267,7 +267,7 @@ def test_flat_folder_has_no_labels(tmp_path: Path) -> None:
     config = ImageConfig(data="folder", path=str(tmp_path / "in"))
     facts = image.prepare(config).facts
     assert (facts["classes"], facts["train"] + facts["test"]) == (None, 5)
-    assert image.collate(config, items(config, "train")).cond is None
+    assert image.collate(config, {}, items(config, "train")).cond is None
     assert image.templates(config, facts, Request([0, 1]))[1] is None
 
 
@@ -438,14 +438,14 @@ def test_written_files_and_grid(tmp_path: Path, channels: int) -> None:
     config = ImageConfig()
     x = torch.linspace(-1.1, 1.1, 20 * channels * 64).reshape(20, channels, 8, 8)
     batch = Batch(x, Dense(tuple(x.shape)), Cond({"label": torch.arange(20) % 10}))
-    paths = image.write(config, batch, tmp_path / "out", range(7, 27))
+    paths = image.write(config, {}, batch, tmp_path / "out", range(7, 27))
     assert [p.name for p in paths[:2]] == ["00007.png", "00008.png"]
     back = np.asarray(Image.open(paths[10])).reshape(8, 8, channels).transpose(2, 0, 1)
     assert np.array_equal(back, ((x[10] + 1) * 127.5).round().clamp(0, 255).numpy())
-    grid = Image.open(image.preview(config, batch, tmp_path / "grid.png"))
+    grid = Image.open(image.preview(config, {}, batch, tmp_path / "grid.png"))
     assert grid.size == (10 * 66 - 2, 2 * 66 - 2)  # a column per class, 8 pixels drawn as 64
     plain = Batch(x[:9], Dense((9, *x.shape[1:])))
-    assert Image.open(image.preview(config, plain, tmp_path / "g.png")).size == (196, 196)
+    assert Image.open(image.preview(config, {}, plain, tmp_path / "g.png")).size == (196, 196)
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from rdkit import Chem
 from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
 
+from gendiff.noise import derive_seed
 from gendiff_molecule.bonds import bond_orders
 from gendiff_molecule.molecules import Molecules
 
@@ -116,11 +117,12 @@ def embed(smiles: str, conformers: int, seed: int = 0) -> list[tuple[Chem.Mol, i
     Args:
         smiles: The molecule.
         conformers: How many to try.
-        seed: RDKit's seed.
+        seed: Another one gives other conformers.
     """
     mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
     parameters = rdDistGeom.ETKDGv3()
-    parameters.randomSeed = seed
+    # RDKit's conformer i has the seed (i + 1) times this one: 0 would make all alike.
+    parameters.randomSeed = 1 + derive_seed("conformers", smiles, seed) % 10_000_000
     parameters.maxIterations = 50
     found = rdDistGeom.EmbedMultipleConfs(mol, conformers, parameters)
     if not found or not rdForceFieldHelpers.MMFFHasAllMoleculeParams(mol):

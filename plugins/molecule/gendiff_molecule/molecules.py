@@ -79,7 +79,8 @@ class Molecules:
 
     def select(self, which: Sequence[int] | NDArray[np.int64] | NDArray[np.bool_]) -> Molecules:
         """The molecules of these numbers (or where a mask is True), in that order."""
-        chosen = np.arange(len(self))[np.asarray(which)]
+        which = np.asarray(which)
+        chosen = np.arange(len(self))[which if len(which) else np.empty(0, np.int64)]
         rows, offsets = _rows(self.offsets, chosen)
         bonds, bond_offsets = self.bonds, self.bond_offsets
         if len(bond_offsets):

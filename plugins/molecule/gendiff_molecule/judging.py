@@ -1,0 +1,60 @@
+"""Which figures a task has, and what they need from the data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gendiff.modality import Measure
+from gendiff.runs import write_atomically
+from gendiff.spaces import Batch
+from gendiff_molecule import conformers, metrics, properties, task
+from gendiff_molecule.molecules import Molecules
+
+if TYPE_CHECKING:
+    from gendiff_molecule.plugin import MoleculeConfig
+
+
+def measure(
+    config: MoleculeConfig, facts: Mapping[str, Any], samples: Batch, cache: Path, seed: int
+) -> list[Measure]:
+    """All figures of the configuration's task; see :meth:`gendiff.Modality.metrics`."""
+    molecules = task.unpack(config, facts, samples)
+    if config.task == "conformer":
+        return conformers.measure(_by_smiles(facts, molecules), seed)
+    prepared = task.loaded(config)
+    known = _train_smiles(task.training(config, prepared), cache)
+    figures = metrics.measure(molecules, known, prepared.test, config.hydrogens, seed)
+    if task.properties(config):
+        figures = properties.measure(config, facts, samples, cache, seed) + figures
+    return figures
+
+
+def _by_smiles(facts: Mapping[str, Any], molecules: Molecules) -> dict[str, list[Any]]:
+    """Conformers by the molecule they are of, found by its graph."""
+    owners = {}
+    for smiles in facts["asked"]:
+        numbers, bonds = conformers.graph(smiles)
+        owners[numbers.tobytes(), _edges(bonds)] = smiles
+    found: dict[str, list[Any]] = {}
+    for i, (numbers, positions) in enumerate(molecules):
+        owner = owners.get((numbers.tobytes(), _edges(molecules.bonds_of(i))))
+        if owner is not None:
+            found.setdefault(owner, []).append((numbers, positions))
+    return found
+
+
+def _edges(bonds: Any) -> frozenset[tuple[int, int, int]]:
+    return frozenset((min(i, j), max(i, j), order) for i, j, order in bonds.tolist())
+
+
+def _train_smiles(train: Molecules, cache: Path) -> set[str]:
+    """What the table reads from the training molecules; kept, for it takes a minute on QM9."""
+    digest = hashlib.sha256(train.numbers.tobytes() + train.positions.tobytes()).hexdigest()[:16]
+    path = cache / f"molecule-smiles-{digest}.txt"
+    if not path.is_file():
+        found = {s for s in metrics.table_smiles(train) if s is not None}
+        write_atomically(path, "\n".join(sorted(found)))
+    return set(path.read_text().split("\n"))

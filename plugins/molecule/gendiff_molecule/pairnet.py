@@ -1,0 +1,232 @@
+r"""The default network: E(3)-equivariant, with attention over pairs of atoms in a narrow space.
+
+Every layer makes one narrow feature of each pair,
+
+.. math:: z_{ij} = silu(A h_i + B h_j + C\, rbf(d_{ij}) + D\, e_{ij} + noise) \in R^p,
+
+and one linear map of it gives the attention's logits, the pair's update and the weight
+:math:`w_{ij}` of a bounded step along the pair's direction,
+
+.. math:: x_i \leftarrow x_i + \frac1n \sum_j \frac{x_i - x_j}{d_{ij} + 1}\, g \tanh w_{ij} .
+
+The cost over pairs does not see the width of h (the idea is of SemlaFlow, Irwin et al., 2025,
+https://arxiv.org/abs/2406.07266; the bounded step is EGNN's and EDM's). The network puts out the
+displacement and logits of the types. Positions enter through distances and leave through
+differences, so it commutes with rotation, reflection and permutation, and ignores translation.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gendiff.spaces import Cond, Ragged
+from gendiff_molecule.padding import gather, groups, scatter
+
+STEP = 10.0  # the largest step along one pair, in units of the network's input
+BONDS = 5  # none, single, double, triple, aromatic
+
+
+class Fourier(nn.Module):
+    """Sines and cosines of a number, (B,) to (B, width)."""
+
+    frequencies: Tensor
+
+    def __init__(self, width: int = 32, highest: float = 4.0) -> None:
+        super().__init__()
+        rate = torch.logspace(-2, math.log2(highest), width // 2, base=2) * 2 * math.pi
+        self.register_buffer("frequencies", rate, persistent=False)
+
+    def forward(self, value: Tensor) -> Tensor:
+        angle = value[:, None] * self.frequencies
+        return torch.cat([angle.sin(), angle.cos()], 1)
+
+
+class Geometry(NamedTuple):
+    """What a layer sees of the positions."""
+
+    difference: Tensor  # x_i - x_j, (B, N, N, 3)
+    distance: Tensor  # (B, N, N, 1)
+    features: Tensor  # (B, N, N, K)
+
+
+class Radial(nn.Module):
+    """Gaussians of exp(-d), dense where bonds are (Unke & Meuwly, 2019, eq. 7), and d itself."""
+
+    centres: Tensor
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+        self.register_buffer("centres", torch.linspace(0.02, 1, count), persistent=False)
+
+    def forward(self, x: Tensor) -> Geometry:
+        difference = x[:, :, None] - x[:, None]
+        # The root's derivative must exist where atoms coincide, as each does with itself.
+        distance = (difference.square().sum(-1, keepdim=True) + 1e-8).sqrt()
+        scaled = ((-distance).exp() - self.centres) * self.count
+        return Geometry(difference, distance, torch.cat([(-scaled * scaled).exp(), distance], -1))
+
+
+class Layer(nn.Module):
+    """One round of attention, pair update and step."""
+
+    def __init__(self, width: int, pair: int, heads: int, radial: int) -> None:
+        super().__init__()
+        self.heads, self.pair = heads, pair
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulate = nn.Linear(width, 4 * width + pair)
+        self.ends = nn.Linear(width, 2 * pair, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.edge = nn.Linear(radial + pair, pair)
+        self.out = nn.Linear(pair, heads + pair + 1)
+        self.merge = nn.Linear(width + pair, width)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False)
+        self.wide = nn.Linear(width, 3 * width)
+        self.narrow = nn.Linear(3 * width, width)
+        nn.init.zeros_(self.modulate.weight)
+        nn.init.zeros_(self.modulate.bias)
+        nn.init.zeros_(self.narrow.weight)
+        nn.init.zeros_(self.narrow.bias)
+        with torch.no_grad():
+            self.out.weight[-1] *= 1e-2
+
+    def forward(
+        self, h: Tensor, e: Tensor, geometry: Geometry, noise: Tensor, live: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """New h (B, N, D) and e (B, N, N, P), and the weights of the step, (B, N, N)."""
+        b, n, width = h.shape
+        shift, scale, shift2, scale2, level = self.modulate(noise)[:, None].split(
+            [width, width, width, width, self.pair], -1
+        )
+        normed = torch.addcmul(shift, self.norm(h), 1 + scale)
+        to, fro = self.ends(normed).chunk(2, -1)
+        z = self.edge(torch.cat([geometry.features, e], -1))
+        z = F.silu(z + (to + level)[:, :, None] + fro[:, None])
+        logits, update, weight = self.out(z).split([self.heads, self.pair, 1], -1)
+        attention = (logits + bias).softmax(2)  # over j
+        value = self.value(normed).view(b, n, self.heads, -1)
+        seen = torch.einsum("bijh,bjhd->bihd", attention, value).reshape(b, n, width)
+        update = F.silu(update)
+        pooled = torch.einsum("bijp,bj->bip", update, live)
+        h = h + self.merge(torch.cat([seen, pooled], -1))
+        normed = torch.addcmul(shift2, self.norm2(h), 1 + scale2)
+        h = h + self.narrow(F.silu(self.wide(normed)))
+        return h, e + update, weight[..., 0]
+
+
+class PairNet(nn.Module):
+    """See the module.
+
+    Args:
+        types: Columns of the state behind the three of the positions; 0 if it has none.
+        width, pair, heads, layers: D, P, attention heads, and how many layers.
+        radial: Radial functions of the distance.
+        context: Width of the condition ``context`` (B, context), or 0.
+        graph_types: How many kinds of atoms the condition ``atoms`` (B, N) counts, where the
+            graph is given; then ``bonds`` (B, N, N) holds the orders. 0: there is no graph.
+        groups: Into how many groups of like size a batch is cut.
+        outputs: Columns of the output behind the three of the positions; ``types`` if None.
+    """
+
+    def __init__(
+        self,
+        types: int,
+        width: int = 96,
+        pair: int = 32,
+        heads: int = 8,
+        layers: int = 5,
+        radial: int = 24,
+        context: int = 0,
+        graph_types: int = 0,
+        groups: int = 4,
+        outputs: int | None = None,
+    ) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width: {width} is not divisible by heads={heads}")
+        self.types, self.pair, self.context = types, pair, context
+        self.graph_types, self.groups = graph_types, groups
+        self.fourier = Fourier()
+        self.level = nn.Sequential(nn.Linear(32, width), nn.SiLU(), nn.Linear(width, width))
+        self.atom = nn.Linear(types + 1, width)
+        self.radial = Radial(radial)
+        if context:
+            self.asked = nn.Linear(context, width)
+            self.hidden = nn.Parameter(torch.zeros(width))
+        if graph_types:
+            self.kind = nn.Embedding(graph_types, width)
+            self.bond = nn.Embedding(BONDS, pair)
+        self.first = nn.Linear(radial + 1, pair)
+        self.layers = nn.ModuleList(
+            Layer(width, pair, heads, radial + 1) for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(width)
+        outputs = types if outputs is None else outputs
+        self.head = nn.Linear(width, outputs) if outputs else None
+        if self.head is not None:
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
+
+    def forward(self, x: Tensor, noise: Tensor, cond: Cond | None, space: Ragged) -> Tensor:
+        """The displacement and the types' logits, (R, 3 + types).
+
+        Args:
+            x: Scaled noisy state, (R, 3 + types).
+            noise: The noise number, (B,).
+            cond: See the class.
+            space: Which rows form a molecule.
+        """
+        level = self.level(self.fourier(noise))
+        if self.context:
+            assert cond is not None
+            asked = self.asked(cond["context"])
+            if cond.dropped is not None:
+                asked = torch.where(cond.dropped[:, None], self.hidden, asked)
+            level = level + asked
+        level = F.silu(level)
+        multiple = 4 if x.is_cuda else 1  # few shapes, so that compiled code is reused
+        cut = groups(space, self.groups, multiple)
+        parts = []
+        for group in cut:
+            rows = gather(x, group)
+            graph = None
+            if self.graph_types:
+                assert cond is not None
+                n = rows.shape[1]
+                graph = cond["atoms"][group.samples, :n], cond["bonds"][group.samples, :n, :n]
+            parts.append(self._dense(rows, level[group.samples], group.mask, graph))
+        return scatter(parts, cut, x.shape[0])
+
+    def _dense(
+        self, x: Tensor, level: Tensor, mask: Tensor, graph: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """The network on molecules padded to one size, (B, N, 3 + types)."""
+        live = mask.to(x.dtype)
+        size = live.sum(1)
+        position = x[..., :3]
+        h = self.atom(torch.cat([x[..., 3:], (size / 10)[:, None, None].expand_as(live[..., None])], -1))
+        geometry = self.radial(position)
+        e = self.first(geometry.features)
+        if graph is not None:
+            h = h + self.kind(graph[0])
+            e = e + self.bond(graph[1])
+        bias = torch.zeros_like(live).masked_fill(~mask, -1e4)[:, None, :, None]
+        share = live / size[:, None]
+        start = position
+        for layer in self.layers:
+            h, e, weight = layer(h, e, geometry, level, share, bias)
+            with torch.autocast(x.device.type, enabled=False):
+                pull = STEP * torch.tanh(weight.to(position.dtype)) / (geometry.distance[..., 0] + 1)
+                pull = pull * share[:, None]
+                position = position + (pull[..., None] * geometry.difference).sum(2)
+                if layer is not self.layers[-1]:
+                    geometry = self.radial(position)
+        moved = position - start
+        if self.head is None:
+            return moved
+        return torch.cat([moved, self.head(self.norm(h)).to(moved.dtype)], -1)

@@ -1,0 +1,436 @@
+"""From molecules to batches and back, and what is asked of samples.
+
+A state is x (R, 3 + K): positions in Angstrom without centre of mass, then one-hot types, scaled.
+For the conformer task it is (R, 3), and the graph is the condition: ``atoms`` (B, P) and ``bonds``
+(B, P, P), padded to one P for the whole run, so that what a sample holds does not depend on its
+neighbours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from gendiff import console
+from gendiff.errors import ConfigError, DataError, suggest
+from gendiff.modality import DataReport, Request
+from gendiff.noise import derive_seed, generator
+from gendiff.spaces import Batch, Cond, Ragged, Space
+from gendiff_molecule import conformers, data
+from gendiff_molecule.molecules import SYMBOLS, Molecules
+
+if TYPE_CHECKING:
+    from gendiff_molecule.plugin import MoleculeConfig
+
+EXAMPLES = 2000  # training molecules whose size and properties are kept in the run
+ASKED = 50  # held-out molecules whose conformers are drawn where nothing is asked for
+FLEXIBLE = 5  # degrees of freedom from which on a molecule is worth its conformers
+
+
+class Item(NamedTuple):
+    """One molecule."""
+
+    types: NDArray[np.int64]  # (N,), index into facts["elements"]
+    positions: NDArray[np.float32]  # (N, 3)
+    context: NDArray[np.float32] | None  # (C,), standardised
+    bonds: NDArray[np.int16] | None  # (E, 3)
+
+
+@lru_cache(maxsize=2)
+def loaded(config: MoleculeConfig) -> data.Prepared:
+    """The data of a configuration, read once in a process."""
+    said: set[str] = set()
+
+    def tick(what: str, done: int, total: int) -> None:
+        if what not in said:
+            said.add(what)
+            console.say(f"making {what} …" if total < 2 else f"making {what} ({total}) …")
+
+    return data.load(config, tick)
+
+
+def training(config: MoleculeConfig, prepared: data.Prepared) -> Molecules:
+    """The molecules that train the network: half of them where a property is asked for.
+
+    The other half trains the regressor that judges (Hoogeboom et al., 2022, section 5.2).
+    """
+    if not properties(config):
+        return prepared.train
+    return halves(prepared.train)[1].select(known(config, halves(prepared.train)[1]))
+
+
+def halves(molecules: Molecules) -> tuple[Molecules, Molecules]:
+    """Two halves, the same each time."""
+    order = torch.randperm(len(molecules), generator=generator("halves")).numpy()
+    middle = len(order) // 2
+    return molecules.select(np.sort(order[:middle])), molecules.select(np.sort(order[middle:]))
+
+
+def known(config: MoleculeConfig, molecules: Molecules) -> NDArray[np.bool_]:
+    """Where every property that the configuration names has a value, (M,)."""
+    values = [np.isfinite(molecules.targets[name]) for name in properties(config)]
+    return np.logical_and.reduce([np.ones(len(molecules), bool), *values])
+
+
+def properties(config: MoleculeConfig) -> list[str]:
+    """The scalar properties among the conditions."""
+    return [name for name in config.condition if name != "composition"]
+
+
+def prepare(config: MoleculeConfig) -> DataReport:
+    """Loads everything, and reports what the other methods need.
+
+    Raises:
+        DataError: See :mod:`gendiff_molecule.data`.
+        ConfigError: A condition that the data do not have.
+    """
+    if config.task == "conformer" and config.hydrogens != "explicit":
+        raise ConfigError("molecule.hydrogens: the conformer task needs 'explicit'")
+    prepared = loaded(config)
+    for name in properties(config):
+        if name not in prepared.train.targets:
+            raise ConfigError(
+                f"molecule.condition: the data have no property '{name}'."
+                f"{suggest(name, ['composition', *prepared.train.targets])}"
+            )
+    if config.task == "conformer" and config.condition:
+        raise ConfigError("molecule.condition: the conformer task has the graph; leave it empty")
+    train = training(config, prepared)
+    if not len(train):
+        raise DataError(
+            f"no training molecule has all of {', '.join(properties(config))}. "
+            "Choose other properties in molecule.condition"
+        )
+    elements = sorted(set(np.unique(train.numbers).tolist()))
+    if config.elements is not None:
+        elements = sorted(SYMBOLS.index(symbol) for symbol in config.elements)
+    alien = sorted(set(np.unique(prepared.test.numbers).tolist()) - set(elements))
+    if alien:
+        raise DataError(
+            f"{SYMBOLS[alien[0]]} is in the held-out molecules and in no training molecule. "
+            "Name the elements to keep in molecule.elements, with molecule.skip_bad=true"
+        )
+    sizes, counts = np.unique(train.sizes, return_counts=True)
+    facts: dict[str, Any] = {
+        "task": config.task,
+        "elements": elements,
+        "sizes": [[int(n), int(c)] for n, c in zip(sizes, counts, strict=True)],
+        "max_atoms": int(max(sizes.max(), prepared.test.sizes.max())),
+    }
+    if config.condition:
+        facts |= _context_facts(config, train, elements)
+    if config.task == "conformer":
+        facts["asked"] = _held_out_graphs(prepared.test)
+    kind = "heavy atoms only" if config.hydrogens == "removed" else "explicit hydrogens"
+    symbols = " ".join(SYMBOLS[z] for z in elements)
+    summary = (
+        f"{prepared.summary_name}: {len(train)} training and {len(prepared.test)} held-out "
+        f"molecules, {kind}, {symbols}, {sizes.min()} to {facts['max_atoms']} atoms, position std "
+        f"{_position_std(train):.3f}"
+    )
+    return DataReport(summary, facts, prepared.warnings)
+
+
+def _position_std(molecules: Molecules) -> float:
+    few = molecules.select(np.arange(min(2000, len(molecules))))
+    x = torch.from_numpy(few.positions)
+    centred: torch.Tensor = Ragged(torch.from_numpy(few.sizes), 3, 3).project(x)
+    return centred.std().item()
+
+
+def _context_facts(
+    config: MoleculeConfig, train: Molecules, elements: list[int]
+) -> dict[str, Any]:
+    """Mean and spread of each column of the context, and examples of (size, raw context)."""
+    raw = _raw_context(config, train, elements)
+    pick = torch.randperm(len(train), generator=generator("examples"))[:EXAMPLES].numpy()
+    return {
+        "context_mean": raw.mean(0).tolist(),
+        "context_std": np.maximum(raw.std(0), 1e-6).tolist(),
+        "examples": [
+            [int(n), *row] for n, row in zip(train.sizes[pick], raw[pick].tolist(), strict=True)
+        ],
+    }
+
+
+def _raw_context(
+    config: MoleculeConfig, molecules: Molecules, elements: Sequence[int]
+) -> NDArray[np.float64]:
+    columns: list[NDArray[Any]] = []
+    for name in config.condition:
+        if name == "composition":
+            owner = np.repeat(np.arange(len(molecules)), molecules.sizes)
+            columns += [
+                np.bincount(owner[molecules.numbers == z], minlength=len(molecules))
+                for z in elements
+            ]
+        else:
+            columns.append(molecules.targets[name])
+    return np.stack(columns, 1).astype(np.float64)
+
+
+def _held_out_graphs(test: Molecules) -> list[str]:
+    """SMILES of the most flexible held-out molecules: those worth their conformers."""
+    smiles = sorted({str(s) for s in test.smiles if s})
+    flexible = [(conformers.flexible(s), s) for s in smiles]
+    worth = [s for count, s in flexible if count >= FLEXIBLE]
+    if len(worth) < ASKED:
+        worth = [s for _, s in sorted(flexible, key=lambda pair: (-pair[0], pair[1]))]
+    pick = torch.randperm(len(worth), generator=generator("asked"))[:ASKED]
+    return worth[:ASKED] if len(worth) <= ASKED else [worth[i] for i in sorted(pick.tolist())]
+
+
+class MoleculeData(Dataset[Item]):
+    """A split, map-style; nothing about an item is random, as the networks see no direction."""
+
+    def __init__(
+        self, config: MoleculeConfig, facts: Mapping[str, Any], molecules: Molecules
+    ) -> None:
+        self.molecules = molecules
+        lookup = np.full(256, -1)
+        lookup[facts["elements"]] = np.arange(len(facts["elements"]))
+        self.types = lookup[molecules.numbers]
+        self.context: NDArray[np.float32] | None = None
+        if config.condition:
+            raw = _raw_context(config, molecules, facts["elements"])
+            self.context = _standardised(facts, raw)
+        self.graph = config.task == "conformer"
+
+    def __len__(self) -> int:
+        return len(self.molecules)
+
+    def __getitem__(self, key: tuple[int, int]) -> Item:
+        i = key[0]
+        rows = slice(self.molecules.offsets[i], self.molecules.offsets[i + 1])
+        return Item(
+            self.types[rows],
+            self.molecules.positions[rows],
+            None if self.context is None else self.context[i],
+            self.molecules.bonds_of(i) if self.graph else None,
+        )
+
+
+def _standardised(facts: Mapping[str, Any], raw: NDArray[np.float64]) -> NDArray[np.float32]:
+    scaled = (raw - np.array(facts["context_mean"])) / np.array(facts["context_std"])
+    return scaled.astype(np.float32)  # type: ignore[no-any-return]
+
+
+def dataset(config: MoleculeConfig, facts: Mapping[str, Any], split: str) -> MoleculeData:
+    """The split's molecules; see :func:`training`."""
+    prepared = loaded(config)
+    molecules = training(config, prepared) if split == "train" else prepared.test
+    if split != "train" and properties(config):
+        molecules = molecules.select(known(config, molecules))
+    return MoleculeData(config, facts, molecules)
+
+
+def collate(config: MoleculeConfig, facts: Mapping[str, Any], items: Sequence[Item]) -> Batch:
+    """See :meth:`gendiff.Modality.collate`."""
+    sizes = torch.tensor([len(item.types) for item in items])
+    positions = torch.from_numpy(np.concatenate([item.positions for item in items]))
+    if config.task == "conformer":
+        space = Ragged(sizes, 3, 3)
+        graphs = [(item.types, item.bonds) for item in items]
+        return Batch(space.project(positions), space, _graph_cond(graphs, facts["max_atoms"]))
+    kinds = torch.from_numpy(np.concatenate([item.types for item in items]))
+    code = torch.nn.functional.one_hot(kinds, len(facts["elements"])) * config.type_scale
+    x = torch.cat([positions, code.to(positions)], 1)
+    space = Ragged(sizes, x.shape[1], 3)
+    cond = None
+    if items[0].context is not None:
+        context = np.stack([item.context for item in items if item.context is not None])
+        cond = Cond({"context": torch.from_numpy(context)})
+    return Batch(space.project(x), space, cond)
+
+
+def _graph_cond(graphs: Sequence[tuple[Any, Any]], width: int) -> Cond:
+    """Types (N,) and bonds (E, 3) of each molecule as padded tensors."""
+    atoms = np.zeros((len(graphs), width), np.int64)
+    orders = np.zeros((len(graphs), width, width), np.int64)
+    for row, (types, bonds) in enumerate(graphs):
+        atoms[row, : len(types)] = types
+        i, j, order = bonds.T
+        orders[row, i, j] = orders[row, j, i] = order
+    return Cond({"atoms": torch.from_numpy(atoms), "bonds": torch.from_numpy(orders)})
+
+
+def unpack(config: MoleculeConfig, facts: Mapping[str, Any], batch: Batch) -> Molecules:
+    """The molecules that a batch of states holds: the likeliest types, and the given bonds."""
+    space = batch.space
+    assert isinstance(space, Ragged)
+    sizes = space.sizes.tolist()
+    x = batch.x.detach().float().cpu()
+    elements = np.array(facts["elements"], np.uint8)
+    positions = x[:, :3].numpy()
+    bonds: list[NDArray[np.int16]] = []
+    if config.task == "conformer":
+        assert batch.cond is not None
+        atoms, orders = batch.cond["atoms"].cpu().numpy(), batch.cond["bonds"].cpu().numpy()
+        types = np.concatenate([row[:n] for row, n in zip(atoms, sizes, strict=True)])
+        for row in orders:
+            i, j = np.nonzero(np.triu(row))
+            bonds.append(np.stack([i, j, row[i, j]], 1).astype(np.int16))
+    else:
+        types = x[:, 3:].argmax(1).numpy()
+    ends = np.cumsum(sizes)[:-1]
+    pairs = zip(np.split(elements[types], ends), np.split(positions, ends), strict=True)
+    return Molecules.from_list(list(pairs), bonds=bonds)
+
+
+# --- what is asked for ----------------------------------------------------------------------------
+
+
+def templates(
+    config: MoleculeConfig, facts: Mapping[str, Any], request: Request
+) -> tuple[Space, Cond | None]:
+    """See :meth:`gendiff.Modality.templates`.
+
+    Raises:
+        ConfigError: An unknown condition, or one that the model cannot meet.
+    """
+    if config.task == "conformer":
+        return _conformer_templates(facts, request)
+    accepted = ["atoms", *properties(config)]
+    if "composition" in config.condition:
+        accepted.append("formula")
+    _check_names(request, accepted)
+    values = {k: v if isinstance(v, (list, tuple)) else [v] for k, v in request.values.items()}
+    for name, listed in values.items():
+        if not listed:
+            raise ConfigError(f"{name}: an empty list. Give at least one value")
+    rows = [
+        _wanted(config, facts, request.seed, i, {k: v[i % len(v)] for k, v in values.items()})
+        for i in request.ids
+    ]
+    columns = 3 + len(facts["elements"])
+    space = Ragged(torch.tensor([size for size, _ in rows]), columns, 3)
+    if not config.condition:
+        return space, None
+    raw = np.array([context for _, context in rows], np.float64)
+    return space, Cond({"context": torch.from_numpy(_standardised(facts, raw))})
+
+
+def _check_names(request: Request, accepted: Sequence[str]) -> None:
+    for name in request.values:
+        if name not in accepted:
+            raise ConfigError(
+                f"cond: unknown condition '{name}'.{suggest(name, accepted)} "
+                "(a model knows what molecule.condition named when it was trained)"
+            )
+
+
+def _wanted(
+    config: MoleculeConfig,
+    facts: Mapping[str, Any],
+    seed: int,
+    sample: int,
+    values: Mapping[str, Any],
+) -> tuple[int, list[float]]:
+    """Size and raw context of one sample: what is asked, the rest from the training data."""
+    size = _size(values["atoms"], facts) if "atoms" in values else None
+    draw = derive_seed("molecule", seed, sample)
+    if not config.condition:
+        return size or _drawn_size(facts, draw), []
+    counts: list[int] | None = None
+    if "formula" in values:
+        counts = _composition(str(values["formula"]), config, facts)
+        if size is not None and size != sum(counts):
+            raise ConfigError(f"atoms: {size}, but {values['formula']} has {sum(counts)} atoms here")
+        size = sum(counts)
+    names = columns(config, facts)
+    asked = {
+        column: _number(name, values[name])
+        for column, name in enumerate(names)
+        if name in values
+    }
+    if counts is not None:
+        first = names.index("composition")
+        asked |= {first + k: float(count) for k, count in enumerate(counts)}
+    examples = np.array(facts["examples"])
+    context = examples[:, 1:]
+    # The nearest training molecules tell what goes with what is asked: their size and the rest.
+    offset = np.zeros(len(examples))
+    for column, value in asked.items():
+        offset += ((context[:, column] - value) / facts["context_std"][column]) ** 2
+    if size is not None:
+        offset += 1e6 * (examples[:, 0] - size) ** 2
+    near = np.argsort(offset, kind="stable")[: max(1, len(examples) // 20)] if asked or size else ()
+    chosen = int(near[draw % len(near)]) if len(near) else draw % len(examples)
+    row = [asked.get(column, float(value)) for column, value in enumerate(context[chosen])]
+    return size or int(examples[chosen, 0]), row
+
+
+def columns(config: MoleculeConfig, facts: Mapping[str, Any]) -> list[str]:
+    """A name for each column of the context."""
+    names = []
+    for name in config.condition:
+        names += [name] * (len(facts["elements"]) if name == "composition" else 1)
+    return names
+
+
+def _drawn_size(facts: Mapping[str, Any], draw: int) -> int:
+    sizes, counts = np.array(facts["sizes"]).T
+    return int(sizes[np.searchsorted(np.cumsum(counts), draw % counts.sum(), side="right")])
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not np.isfinite(value):
+        raise ConfigError(f"{name}: a number is needed, got {value!r}")
+    return float(value)
+
+
+def _size(value: Any, facts: Mapping[str, Any]) -> int:
+    largest = facts["max_atoms"]
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 2 * largest:
+        raise ConfigError(
+            f"atoms: {value!r} cannot be drawn. Give a number from 1 to {2 * largest} (the largest "
+            f"training molecule has {largest})"
+        )
+    return value
+
+
+def _composition(formula: str, config: MoleculeConfig, facts: Mapping[str, Any]) -> list[int]:
+    """Counts of each element; hydrogens do not count where they are removed."""
+    if not re.fullmatch(r"([A-Z][a-z]?\d*)+", formula):
+        raise ConfigError(f"formula: '{formula}' is not a formula. Write it as in C4H8O")
+    counts = dict.fromkeys(facts["elements"], 0)
+    for symbol, count in re.findall(r"([A-Z][a-z]?)(\d*)", formula):
+        z = SYMBOLS.index(symbol) if symbol in SYMBOLS else 0
+        if z == 1 and config.hydrogens == "removed":
+            continue
+        if z not in counts:
+            known_symbols = " ".join(SYMBOLS[e] for e in counts)
+            raise ConfigError(f"formula: the model does not know {symbol}, only {known_symbols}")
+        counts[z] += int(count or 1)
+    _size(sum(counts.values()), facts)
+    return list(counts.values())
+
+
+def _conformer_templates(facts: Mapping[str, Any], request: Request) -> tuple[Space, Cond | None]:
+    _check_names(request, ["smiles"])
+    wanted = request.values.get("smiles", facts["asked"])
+    listed = [str(s) for s in (wanted if isinstance(wanted, (list, tuple)) else [wanted])]
+    if not listed:
+        raise ConfigError("smiles: an empty list. Give at least one molecule")
+    lookup = {z: k for k, z in enumerate(facts["elements"])}
+    graphs = []
+    for smiles in listed:
+        numbers, bonds = conformers.graph(smiles)
+        for z in numbers.tolist():
+            if z not in lookup:
+                symbols = " ".join(SYMBOLS[e] for e in facts["elements"])
+                raise ConfigError(
+                    f"smiles: {smiles} has {SYMBOLS[z]}, the model knows {symbols} only"
+                )
+        graphs.append((np.array([lookup[z] for z in numbers.tolist()]), bonds))
+    width = max(facts["max_atoms"], *(len(types) for types, _ in graphs))
+    mine = [graphs[i % len(graphs)] for i in request.ids]
+    space = Ragged(torch.tensor([len(types) for types, _ in mine]), 3, 3)
+    return space, _graph_cond(mine, width)
