@@ -191,7 +191,9 @@ def sample(
                 _make_folder(out)
             done = sum(b.space.batch_size for b in batches)
             size = batch.space.batch_size
-            paths += run.modality.write(run.section, run.facts, batch, out, ids[done : done + size])
+            paths += run.modality.write(
+                run.section, run.facts, batch, out, ids[done : done + size]
+            )
             batches.append(batch)
             bar(done + size)
     preview = run.modality.preview(run.section, run.facts, join(batches), out / "preview.png")

@@ -56,9 +56,7 @@ def rows(space: Space, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("schedule", [EDM(20), Cosine(), Flow()], ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("kind", list(SPACES))
-def test_the_estimate_is_the_posterior_mean(
-    kind: str, schedule: Schedule, float64: None
-) -> None:
+def test_the_estimate_is_the_posterior_mean(kind: str, schedule: Schedule, float64: None) -> None:
     space = SPACES[kind]
     bound = Denoiser(knows_the_prior, schedule, "v", 1.0, categories=(CODE,)).bind(space)
     x_t = space.project(torch.randn(space.shape, generator=torch.Generator().manual_seed(1)))

@@ -185,8 +185,7 @@ def test_persistent_non_finite_gradients_stop_the_training(tmp_path: Path) -> No
     trainer = train.Trainer(make_run(tmp_path, "train.steps=100"))
     before = [p.clone() for p in trainer.network.parameters()]
     data = trainer.run.modality.dataset(trainer.run.section, {}, "train")
-    batch = trainer.run.modality.collate(
-        trainer.run.section, trainer.run.facts, [data[0, 0]] * 16)
+    batch = trainer.run.modality.collate(trainer.run.section, trainer.run.facts, [data[0, 0]] * 16)
     batch.x.fill_(float("nan"))
     skips = 0
     for _ in range(19):

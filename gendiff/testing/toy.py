@@ -149,9 +149,7 @@ class ToyModality(Modality):
     def dataset(self, config: ToyConfig, facts: Mapping[str, Any], split: str) -> Dataset[Any]:
         return ToyData(config, split)
 
-    def collate(
-        self, config: ToyConfig, facts: Mapping[str, Any], items: Sequence[Any]
-    ) -> Batch:
+    def collate(self, config: ToyConfig, facts: Mapping[str, Any], items: Sequence[Any]) -> Batch:
         tensors = [x for x, _ in items]
         cond = Cond({"label": torch.tensor([label for _, label in items])})
         if config.kind == "ragged":
@@ -165,9 +163,7 @@ class ToyModality(Modality):
     def backbone(self, config: ToyConfig, facts: Mapping[str, Any]) -> nn.Module:
         return ToyNet(config.hidden, config.width)
 
-    def categories(
-        self, config: ToyConfig, facts: Mapping[str, Any]
-    ) -> tuple[Categories, ...]:
+    def categories(self, config: ToyConfig, facts: Mapping[str, Any]) -> tuple[Categories, ...]:
         return _categories(config)
 
     def templates(

@@ -60,9 +60,8 @@ class Block(nn.Module):
         self.node = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, width))
         self.pull = Pairs(width)
         self.step = nn.Linear(width, 1, bias=False)
-        nn.init.xavier_uniform_(
-            self.step.weight, gain=0.001
-        )  # blocks begin as nearly the identity
+        # Positions begin by hardly moving: sums over neighbours easily explode.
+        nn.init.xavier_uniform_(self.step.weight, gain=0.001)
 
     def forward(
         self, h: Tensor, x: Tensor, initial: Tensor, edges: Tensor

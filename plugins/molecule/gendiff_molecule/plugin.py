@@ -52,6 +52,9 @@ class MoleculeConfig(Section):
     )
 
     type_scale: float = Field(0.5, gt=0, description="one-hot types are scaled by this, Angstrom")
+    type_loss: Literal["cross_entropy", "squared"] = Field(
+        "cross_entropy", description="squared: types are numbers like the positions, as in EDM"
+    )
     network: Literal["pair", "egnn"] = Field(
         "pair", description="pair: attention over pairs; egnn: EDM's (Hoogeboom et al., 2022)"
     )
@@ -60,6 +63,11 @@ class MoleculeConfig(Section):
     layers: Positive = Field(5, description="layers")
     heads: Positive = Field(8, description="attention heads (pair)")
     groups: Positive = Field(2, description="groups of like size into which a batch is cut")
+
+    @property
+    def needs_bonds(self) -> bool:
+        """Whether the task is given the graph."""
+        return self.task == "conformer"
 
 
 class MoleculeModality(Modality):
@@ -106,11 +114,13 @@ class MoleculeModality(Modality):
 
         return task.dataset(config, facts, split)
 
-    def collate(self, config: MoleculeConfig, items: Sequence[Any]) -> Batch:
+    def collate(
+        self, config: MoleculeConfig, facts: Mapping[str, Any], items: Sequence[Any]
+    ) -> Batch:
         """Centred positions and scaled one-hot types, x (R, 3 + K)."""
         from gendiff_molecule import task
 
-        return task.collate(config, items)
+        return task.collate(config, facts, items)
 
     def categories(
         self, config: MoleculeConfig, facts: Mapping[str, Any]
@@ -118,7 +128,7 @@ class MoleculeModality(Modality):
         """The columns of the types."""
         from gendiff.spaces import Categories
 
-        if config.task == "conformer":
+        if config.task == "conformer" or config.type_loss == "squared":
             return ()
         return (Categories(3, len(facts["elements"]), config.type_scale),)
 

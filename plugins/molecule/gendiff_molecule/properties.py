@@ -97,7 +97,9 @@ def regressor(
     network = PairNet(len(elements), 64, 32, 8, 4, groups=2, outputs=1)
     found = Regressor(network, elements, mean, spread)
     key = repr((_VERSION, name, elements, steps, seed, len(molecules), values.sum()))
-    path = cache / f"molecule-regressor-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+    path = (
+        cache / f"molecule-regressor-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+    )
     if path.is_file():
         network.load_state_dict(load_file(path))
         return found

@@ -342,13 +342,13 @@ def _wanted(
     if "formula" in values:
         counts = _composition(str(values["formula"]), config, facts)
         if size is not None and size != sum(counts):
-            raise ConfigError(f"atoms: {size}, but {values['formula']} has {sum(counts)} atoms here")
+            raise ConfigError(
+                f"atoms: {size}, but {values['formula']} has {sum(counts)} atoms here"
+            )
         size = sum(counts)
     names = columns(config, facts)
     asked = {
-        column: _number(name, values[name])
-        for column, name in enumerate(names)
-        if name in values
+        column: _number(name, values[name]) for column, name in enumerate(names) if name in values
     }
     if counts is not None:
         first = names.index("composition")
@@ -361,7 +361,9 @@ def _wanted(
         offset += ((context[:, column] - value) / facts["context_std"][column]) ** 2
     if size is not None:
         offset += 1e6 * (examples[:, 0] - size) ** 2
-    near = np.argsort(offset, kind="stable")[: max(1, len(examples) // 20)] if asked or size else ()
+    near = (
+        np.argsort(offset, kind="stable")[: max(1, len(examples) // 20)] if asked or size else ()
+    )
     chosen = int(near[draw % len(near)]) if len(near) else draw % len(examples)
     row = [asked.get(column, float(value)) for column, value in enumerate(context[chosen])]
     return size or int(examples[chosen, 0]), row

@@ -65,7 +65,11 @@ def close(a: Tensor, b: Tensor, dtype: torch.dtype) -> None:
 def test_rotation_and_reflection(
     dtype: torch.dtype, sizes: list[int], seed: int, reflect: bool
 ) -> None:
-    net, (x, space), q = network(dtype), state(sizes, seed, dtype), orthogonal(seed, reflect, dtype)
+    net, (x, space), q = (
+        network(dtype),
+        state(sizes, seed, dtype),
+        orthogonal(seed, reflect, dtype),
+    )
     noise = torch.linspace(-1, 1, len(sizes), dtype=dtype)
     out = net(x, noise, None, space)
     assert len(x) == 1 or out[:, :3].abs().max() > 0 or max(sizes) == 1
@@ -87,9 +91,7 @@ def test_translation_of_each_molecule(dtype: torch.dtype, sizes: list[int], seed
 @DTYPES
 @settings(max_examples=15, deadline=None)
 @given(sizes=SIZES, seed=st.integers(0, 999))
-def test_permutation_within_each_molecule(
-    dtype: torch.dtype, sizes: list[int], seed: int
-) -> None:
+def test_permutation_within_each_molecule(dtype: torch.dtype, sizes: list[int], seed: int) -> None:
     net, (x, space) = network(dtype), state(sizes, seed, dtype)
     noise = torch.zeros(len(sizes), dtype=dtype)
     gen = torch.Generator().manual_seed(seed)
@@ -170,9 +172,7 @@ def test_the_whole_chain_turns_with_its_noise(sampler: Sampler, reflect: bool) -
 
 @settings(max_examples=10, deadline=None)
 @given(sizes=SIZES, seed=st.integers(0, 999), reflect=st.booleans())
-def test_the_loss_of_a_molecule_is_invariant(
-    sizes: list[int], seed: int, reflect: bool
-) -> None:
+def test_the_loss_of_a_molecule_is_invariant(sizes: list[int], seed: int, reflect: bool) -> None:
     dtype, q = torch.float64, orthogonal(seed, reflect, torch.float64)
     code = Categories(3, KINDS, 0.5)
     x, space = state(sizes, seed, dtype)
