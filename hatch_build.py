@@ -13,7 +13,16 @@ from typing import Any
 
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
-DEVELOPMENT = ["hatchling", "hypothesis", "mypy", "pytest", "pytest-xdist", "ruff", "scipy", "types-PyYAML"]
+DEVELOPMENT = [
+    "hatchling",
+    "hypothesis",
+    "mypy",
+    "pytest",
+    "pytest-xdist",
+    "ruff",
+    "scipy",
+    "types-PyYAML",
+]
 
 
 class Extras(MetadataHookInterface):

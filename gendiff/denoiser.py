@@ -27,10 +27,10 @@ the signal-to-noise ratio alone: a trained network may be sampled under another 
 Columns that hold a one-hot code e times c (:class:`gendiff.spaces.Categories`) have an estimate of
 their own. Their noise is independent given the data, so by Bayes' rule
 
-.. math:: p(k | x_t) \propto p(k | \text{the other elements})\, \exp(c\,\alpha\,x_{t,k} / \sigma^2),
+.. math:: p(k | x_t) \propto p(k | \text{other elements})\, \exp(c\,\alpha\,x_{t,k} / \sigma^2),
 
-and :math:`\hat x = c\, softmax(F + c\,\alpha\,x_t / \sigma^2)`: the network's output F is a logit of
-the first factor only, as the second is known. At sigma = 0 the state itself is the estimate.
+and :math:`\hat x = c\, softmax(F + c\,\alpha\,x_t / \sigma^2)`: the network's output F is a logit
+of the first factor only, as the second is known. At sigma = 0 the state itself is the estimate.
 """
 
 from __future__ import annotations
@@ -218,6 +218,8 @@ class BoundDenoiser:
     def with_variance(self, x_t: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor | None]:
         """x_hat, and the learned variance's interpolation where the backbone has one."""
         d, space = self.denoiser, self.space
+        alpha: Any
+        sigma: Any
         if isinstance(t, Tensor) or isinstance(d.schedule, Parts):
             time = torch.as_tensor(t, dtype=torch.float64, device="cpu").expand(space.batch_size)
             number = noise_number(d.schedule.log_snr(time)) if d.uses_log_snr else 1000 * time

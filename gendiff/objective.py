@@ -19,8 +19,8 @@ weight      w(snr)                                       mean squared error of
 ``min_snr`` :math:`\min(snr, \gamma)`                    Hang et al., 2023, eq. 8
 =========  ===========================================  =========================================
 
-Columns that hold a one-hot code have, in place of their squared error, the cross-entropy of x_hat's
-distribution in nats, at one weight for all noise levels (as Dieleman et al., 2022,
+Columns that hold a one-hot code have, in place of their squared error, the cross-entropy of
+x_hat's distribution in nats, at one weight for all noise levels (as Dieleman et al., 2022,
 https://arxiv.org/abs/2211.15089, section 3.2): it is bounded, so it needs no other.
 """
 

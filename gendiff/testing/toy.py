@@ -217,7 +217,7 @@ class ToyModality(Modality):
     ) -> list[Measure]:
         assert samples.cond is not None
         offset = samples.x - mean(samples.space, samples.cond["label"]).to(samples.x)
-        offset = sum(_only(samples.space, offset, column) for column in range(WIDTH))
+        offset = torch.stack([_only(samples.space, offset, c) for c in range(WIDTH)]).sum(0)
         error = samples.space.mean(offset.square()).mean().item() * config.width / WIDTH
         return [
             Measure(

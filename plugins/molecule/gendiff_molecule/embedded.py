@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from multiprocessing import get_context
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,7 +121,7 @@ def embed(smiles: str, conformers: int, seed: int = 0) -> list[tuple[Chem.Mol, i
         seed: Another one gives other conformers.
     """
     mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
-    parameters = rdDistGeom.ETKDGv3()
+    parameters: Any = rdDistGeom.ETKDGv3()
     # RDKit's conformer i has the seed (i + 1) times this one: 0 would make all alike.
     parameters.randomSeed = 1 + derive_seed("conformers", smiles, seed) % 10_000_000
     parameters.maxIterations = 50

@@ -132,14 +132,13 @@ def stacked(records: Sequence[Record]) -> Parsed:
             if name not in columns:
                 columns[name] = np.full(len(records), np.nan, np.float32)
             columns[name][i] = value
-    molecules = Molecules.from_list(
-        [
-            (np.asarray(r.numbers, np.uint8), np.asarray(r.positions, np.float32).reshape(-1, 3))
-            for r in records
-        ],
-        [r.smiles for r in records],
-        targets=columns,  # type: ignore[arg-type]
-    )
+    atoms = []
+    with np.errstate(over="ignore"):  # infinite coordinates are found later
+        for record in records:
+            positions = np.asarray(record.positions, np.float32).reshape(-1, 3)
+            atoms.append((np.asarray(record.numbers, np.uint8), positions))
+    smiles = [record.smiles for record in records]
+    molecules = Molecules.from_list(atoms, smiles, targets=columns)  # type: ignore[arg-type]
     where = [r.where for r in records]
     return Parsed(molecules, where, np.zeros(len(records), np.uint8), [r.bonds for r in records])
 
@@ -356,7 +355,7 @@ def _npz(name: str, path: Path) -> Parsed | Problem:
         empty = path.is_file() and path.stat().st_size == 0
         return Problem(name, "is empty" if empty else "not an npz file, or truncated")
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with np.load(path, allow_pickle=False) as data, np.errstate(all="ignore"):
             return _arrays(name, {key: data[key] for key in data.files})
     except (EOFError, zlib.error, zipfile.BadZipFile, OSError):
         return Problem(name, "damaged or truncated")

@@ -9,10 +9,65 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-SYMBOLS = (
-    "X H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se "
-    "Br Kr Rb Sr Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe"
-).split()  # by atomic number
+SYMBOLS: tuple[str, ...] = tuple(
+    [
+        "X",
+        "H",
+        "He",
+        "Li",
+        "Be",
+        "B",
+        "C",
+        "N",
+        "O",
+        "F",
+        "Ne",
+        "Na",
+        "Mg",
+        "Al",
+        "Si",
+        "P",
+        "S",
+        "Cl",
+        "Ar",
+        "K",
+        "Ca",
+        "Sc",
+        "Ti",
+        "V",
+        "Cr",
+        "Mn",
+        "Fe",
+        "Co",
+        "Ni",
+        "Cu",
+        "Zn",
+        "Ga",
+        "Ge",
+        "As",
+        "Se",
+        "Br",
+        "Kr",
+        "Rb",
+        "Sr",
+        "Y",
+        "Zr",
+        "Nb",
+        "Mo",
+        "Tc",
+        "Ru",
+        "Rh",
+        "Pd",
+        "Ag",
+        "Cd",
+        "In",
+        "Sn",
+        "Sb",
+        "Te",
+        "I",
+        "Xe",
+    ]
+)  # by atomic number
 
 
 @dataclass(frozen=True)
@@ -24,8 +79,8 @@ class Molecules:
         positions: In Angstrom, (R, 3), float32.
         offsets: Molecule i has the rows ``offsets[i]:offsets[i + 1]``, (M + 1,), int64.
         smiles: Canonical SMILES or "", (M,), or empty. Conformers of one molecule share it.
-        bonds: Rows (first atom, second atom, order), atoms counted within the molecule, order 1, 2,
-            3 or 4 for aromatic, (E, 3), int16; empty where bonds are not known.
+        bonds: Rows (first atom, second atom, order), atoms counted within the molecule, order 1,
+            2, 3 or 4 for aromatic, (E, 3), int16; empty where bonds are not known.
         bond_offsets: As ``offsets``, for ``bonds``, (M + 1,), int64; empty without bonds.
         targets: Properties by name, each (M,), float32, NaN where unknown.
     """

@@ -20,6 +20,7 @@ and ignores translation.
 from __future__ import annotations
 
 import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from multiprocessing import get_context
@@ -210,8 +211,14 @@ def _placed(items: Sequence[Item], max_atoms: int, tick: Tick) -> Iterator[Item]
     graphs = [item.smiles for item in items if isinstance(item, Graph)]
     limits = [max_atoms] * len(graphs)
     if len(graphs) > _FEW:
-        with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-            found = _counted(pool.map(place, graphs, limits, chunksize=16), len(graphs), tick)
+        try:
+            with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+                found = _counted(pool.map(place, graphs, limits, chunksize=16), len(graphs), tick)
+        except BrokenProcessPool as error:
+            raise DataError(
+                "data: a process that placed SMILES in space died. Free some memory; a script "
+                "must call gendiff below `if __name__ == '__main__':`."
+            ) from error
     else:
         found = _counted(map(place, graphs, limits), len(graphs), tick)
     places = iter(found)

@@ -284,7 +284,7 @@ def unpack(config: MoleculeConfig, facts: Mapping[str, Any], batch: Batch) -> Mo
     return Molecules.from_list(list(pairs), bonds=bonds)
 
 
-# --- what is asked for ----------------------------------------------------------------------------
+# --- what is asked for -------------------------------------------------------------------------
 
 
 def templates(
@@ -392,8 +392,8 @@ def _size(value: Any, facts: Mapping[str, Any]) -> int:
     largest = facts["max_atoms"]
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 2 * largest:
         raise ConfigError(
-            f"atoms: {value!r} cannot be drawn. Give a number from 1 to {2 * largest} (the largest "
-            f"training molecule has {largest})"
+            f"atoms: {value!r} cannot be drawn. Give a number from 1 to {2 * largest} (the "
+            f"largest training molecule has {largest})"
         )
     return value
 

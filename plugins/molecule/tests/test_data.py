@@ -100,7 +100,7 @@ def test_atoms_beyond_the_table_are_split_by_composition(tmp_path: Path) -> None
 
 
 def test_conformers_of_one_molecule_are_split_with_a_warning(tmp_path: Path) -> None:
-    (tmp_path / "a.xyz").write_text("".join(water(0.9 + i / 100) for i in range(20)))
+    (tmp_path / "a.xyz").write_text("".join(water(0.9 + i / 200) for i in range(20)))
     found = load(Config(path=str(tmp_path / "a.xyz")), silent)
     assert len(found.train) + len(found.test) == 20
     assert len(found.test) >= 1
@@ -150,8 +150,7 @@ def test_the_second_load_reads_the_cache(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("GENDIFF_CACHE", str(tmp_path / "cache"))
     config = Config(path=str(smiles_file(tmp_path)), skip_bad=True, max_atoms=32)
     first = load(config, silent)
-    assert "10 of 20 molecules in a.smi left out" not in first.warnings[0]
-    assert first.warnings[0].startswith("10 of 20") or "of 20 molecules" in first.warnings[0]
+    assert first.warnings[0].startswith("10 of 20 molecules in a.smi left out")
     with monkeypatch.context() as patch:
         patch.setattr(readers, "parse", broken)
         second = load(config, silent)

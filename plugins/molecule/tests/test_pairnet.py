@@ -96,7 +96,9 @@ def test_permutation_within_each_molecule(dtype: torch.dtype, sizes: list[int], 
     noise = torch.zeros(len(sizes), dtype=dtype)
     gen = torch.Generator().manual_seed(seed)
     starts = torch.tensor([0, *sizes]).cumsum(0)
-    order = torch.cat([s + torch.randperm(n, generator=gen) for s, n in zip(starts, sizes)])
+    order = torch.cat(
+        [s + torch.randperm(n, generator=gen) for s, n in zip(starts[:-1], sizes, strict=True)]
+    )
     close(net(x, noise, None, space)[order], net(x[order], noise, None, space), dtype)
 
 

@@ -122,7 +122,7 @@ def test_a_composition_may_be_asked_for(tmp_path: Path) -> None:
 
 def test_the_conformer_task_takes_smiles(tmp_path: Path) -> None:
     run = opened(tmp_path, *CONFORMER)
-    space, cond = asked(run, [0, 1, 2], smiles=["CCO", "C"])
+    space, _ = asked(run, [0, 1, 2], smiles=["CCO", "C"])
     assert space.sizes.tolist() == [9, 5, 9]
     model = Trainer(run).model()
     batch = model.sample(3, steps=2, cond={"smiles": ["CCO", "C"]})
