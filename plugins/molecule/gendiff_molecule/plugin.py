@@ -146,7 +146,7 @@ class MoleculeModality(Modality):
         if config.network == "egnn":
             if config.task == "conformer":
                 raise ConfigError(
-                    "molecule.network: egnn does not see the graph; the conformer task needs 'pair'"
+                    "molecule.network: egnn does not see the graph, the conformer task needs pair"
                 )
             return EGNN(kinds, config.width, config.layers, context=context, groups=config.groups)
         if config.width % config.heads:

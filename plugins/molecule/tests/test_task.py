@@ -194,7 +194,7 @@ def test_configurations_that_cannot_be(
     ("overrides", "message"),
     [
         (["molecule.width=30"], "molecule.width: 30 is not divisible"),
-        ([*CONFORMER, "molecule.network=egnn"], "needs 'pair'"),
+        ([*CONFORMER, "molecule.network=egnn"], "needs pair"),
     ],
 )
 def test_networks_that_cannot_be(tmp_path: Path, overrides: list[str], message: str) -> None:
