@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 gendiff_image = pytest.importorskip("gendiff_image", reason="pip install -e '.[image]' first")
 TINY = [
@@ -88,13 +89,17 @@ def test_train_sample_evaluate_and_load(trained: Path) -> None:
         "3",
         "--out",
         "pictures",
+        "--film",
         cwd=trained,
     )
     assert "5 samples" in done.stdout
     assert sorted(p.name for p in (trained / "pictures").iterdir()) == [
         *(f"{i:05d}.png" for i in range(5)),
+        "film.gif",
         "preview.png",
     ]
+    with Image.open(trained / "pictures" / "film.gif") as film:
+        assert film.size == (256, 256)
     batch = library.load(run).sample(5, cond={"label": 7}, steps=3)
     assert batch.x.shape == (5, 1, 8, 8)
     gendiff("evaluate", str(run), "-n", "20", cwd=trained)

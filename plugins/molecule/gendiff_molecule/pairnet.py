@@ -32,6 +32,12 @@ PULL = 10.0  # the largest pull of one layer along a pair, in units of the netwo
 BONDS = 5  # none, single, double, triple, aromatic
 
 
+def _zero(linear: nn.Linear) -> nn.Linear:
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
 class Fourier(nn.Module):
     """Sines and cosines of a number, (B,) to (B, width)."""
 
@@ -66,26 +72,25 @@ class Radial(nn.Module):
 
 
 class Layer(nn.Module):
-    """One round of attention and pair update."""
+    """One round of attention and pair update; if it is ``final``, it only weighs the pulls."""
 
-    def __init__(self, width: int, pair: int, heads: int) -> None:
+    def __init__(self, width: int, pair: int, heads: int, final: bool = False) -> None:
         super().__init__()
-        self.heads, self.pair = heads, pair
+        self.width, self.heads, self.pair, self.final = width, heads, pair, final
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulate = nn.Linear(width, 4 * width + pair)
+        self.modulate = _zero(nn.Linear(width, (2 if final else 4) * width + pair))
         self.ends = nn.Linear(width, 2 * pair, bias=False)
-        self.value = nn.Linear(width, width, bias=False)
         self.edge = nn.Linear(pair, pair)
-        self.out = nn.Linear(pair, heads + pair + 1)
+        self.out = nn.Linear(pair, 1 if final else heads + pair + 1)
+        with torch.no_grad():
+            self.out.weight[-1] *= 1e-2  # no displacement at first
+        if final:
+            return
+        self.value = nn.Linear(width, width, bias=False)
         self.merge = nn.Linear(width + pair, width)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False)
         self.wide = nn.Linear(width, 3 * width)
-        self.narrow = nn.Linear(3 * width, width)
-        for linear in (self.modulate, self.narrow):
-            nn.init.zeros_(linear.weight)
-            nn.init.zeros_(linear.bias)
-        with torch.no_grad():
-            self.out.weight[-1] *= 1e-2  # no displacement at first
+        self.narrow = _zero(nn.Linear(3 * width, width))
 
     def forward(
         self, h: Tensor, e: Tensor, near: Tensor, level: Tensor, share: Tensor, bias: Tensor
@@ -99,21 +104,23 @@ class Layer(nn.Module):
             share: 1/n for each live atom, 0 for padding, (B, N).
             bias: Added to the attention's logits, -1e4 for padding, (B, 1, N, 1).
         """
-        b, n, width = h.shape
-        shift, scale, shift2, scale2, pairs = self.modulate(level)[:, None].split(
-            [width, width, width, width, self.pair], -1
+        shift, scale, pairs, *rest = self.modulate(level)[:, None].split(
+            [self.width, self.width, self.pair, *([] if self.final else [self.width] * 2)], -1
         )
         normed = torch.addcmul(shift, self.norm(h), 1 + scale)
         to, fro = self.ends(normed).chunk(2, -1)
         z = F.silu(self.edge(e) + near + (to + pairs)[:, :, None] + fro[:, None])
+        if self.final:
+            return h, e, self.out(z)[..., 0]
         logits, update, weight = self.out(z).split([self.heads, self.pair, 1], -1)
         attention = (logits + bias).softmax(2)  # over j
-        value = self.value(normed).view(b, n, self.heads, -1)
-        seen = torch.einsum("bijh,bjhd->bihd", attention, value).reshape(b, n, width)
+        value = self.value(normed).unflatten(-1, (self.heads, -1))
+        seen = torch.einsum("bijh,bjhd->bihd", attention, value).flatten(-2)
         update = F.silu(update)
         pooled = torch.einsum("bijp,bj->bip", update, share)
         h = h + self.merge(torch.cat([seen, pooled], -1))
-        normed = torch.addcmul(shift2, self.norm2(h), 1 + scale2)
+        shift, scale = rest
+        normed = torch.addcmul(shift, self.norm2(h), 1 + scale)
         h = h + self.narrow(F.silu(self.wide(normed)))
         return h, e + update, weight[..., 0]
 
@@ -148,6 +155,7 @@ class PairNet(nn.Module):
         super().__init__()
         if width % heads:
             raise ValueError(f"width: {width} is not divisible by heads={heads}")
+        outputs = types if outputs is None else outputs
         self.types, self.pair, self.context = types, pair, context
         self.graph_types, self.groups = graph_types, groups
         self.fourier = Fourier()
@@ -155,19 +163,17 @@ class PairNet(nn.Module):
         self.atom = nn.Linear(types + 1, width)
         self.radial = Radial(radial)
         if context:
-            self.asked = nn.Linear(context, width)
-            self.hidden = nn.Parameter(torch.zeros(width))
+            self.asked = nn.Linear(context + 1, width)  # the last input: nothing is asked
         if graph_types:
             self.kind = nn.Embedding(graph_types, width)
             self.bond = nn.Embedding(BONDS, pair)
         self.near = nn.Linear(radial + 1, pair * (layers + 1))  # for e at first, and each layer
-        self.layers = nn.ModuleList(Layer(width, pair, heads) for _ in range(layers))
-        self.norm = nn.LayerNorm(width)
-        outputs = types if outputs is None else outputs
-        self.head = nn.Linear(width, outputs) if outputs else None
-        if self.head is not None:
-            nn.init.zeros_(self.head.weight)
-            nn.init.zeros_(self.head.bias)
+        # Where nothing is said of the atoms, nobody would read what the last layer does to them.
+        self.layers = nn.ModuleList(
+            Layer(width, pair, heads, final=not outputs and i == layers - 1) for i in range(layers)
+        )
+        if outputs:
+            self.head = nn.Sequential(nn.LayerNorm(width), _zero(nn.Linear(width, outputs)))
 
     def forward(self, x: Tensor, noise: Tensor, cond: Cond | None, space: Ragged) -> Tensor:
         """The displacement and the types' logits, (R, 3 + types).
@@ -181,10 +187,11 @@ class PairNet(nn.Module):
         level = self.level(self.fourier(noise))
         if self.context:
             assert cond is not None
-            asked = self.asked(cond["context"])
+            asked = cond["context"].to(x.dtype)
+            hidden = asked.new_zeros(len(asked), 1)
             if cond.dropped is not None:
-                asked = torch.where(cond.dropped[:, None], self.hidden, asked)
-            level = level + asked
+                hidden = cond.dropped[:, None].to(asked)
+            level = level + self.asked(torch.cat([asked * (1 - hidden), hidden], 1))
         level = F.silu(level)
         multiple = 4 if x.is_cuda else 1  # few shapes, so that compiled code is reused
         cut = groups(space, self.groups, multiple)
@@ -223,6 +230,6 @@ class PairNet(nn.Module):
             pull = pull + torch.tanh(weight.to(x.dtype))
         pull = pull * (PULL * share[:, None] / (distance[..., 0] + 1))
         moved = (pull[..., None] * difference).sum(2)
-        if self.head is None:
+        if self.layers[-1].final:
             return moved
-        return torch.cat([moved, self.head(self.norm(h)).to(moved.dtype)], -1)
+        return torch.cat([moved, self.head(h).to(moved.dtype)], -1)

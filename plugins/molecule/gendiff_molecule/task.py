@@ -9,6 +9,7 @@ neighbours.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = 2000  # training molecules whose size and properties are kept in the run
 ASKED = 50  # held-out molecules whose conformers are drawn where nothing is asked for
+SILENCE = 15.0  # seconds between lines about long preparations
+FEWEST = 20  # so few molecules say nothing: less flexible ones are taken too
 FLEXIBLE = 5  # degrees of freedom from which on a molecule is worth its conformers
 
 
@@ -46,12 +49,13 @@ class Item(NamedTuple):
 @lru_cache(maxsize=2)
 def loaded(config: MoleculeConfig) -> data.Prepared:
     """The data of a configuration, read once in a process."""
-    said: set[str] = set()
+    said: dict[str, float] = {}
 
     def tick(what: str, done: int, total: int) -> None:
-        if what not in said:
-            said.add(what)
-            console.say(f"making {what} …" if total < 2 else f"making {what} ({total}) …")
+        now = time.monotonic()
+        if now - said.get(what, -SILENCE) >= SILENCE:
+            said[what] = now
+            console.say(f"making {what}: {done} of {total}" if total > 1 else f"making {what} …")
 
     return data.load(config, tick)
 
@@ -181,8 +185,8 @@ def _held_out_graphs(test: Molecules) -> list[str]:
     smiles = sorted({str(s) for s in test.smiles if s})
     flexible = [(conformers.flexible(s), s) for s in smiles]
     worth = [s for count, s in flexible if count >= FLEXIBLE]
-    if len(worth) < ASKED:
-        worth = [s for _, s in sorted(flexible, key=lambda pair: (-pair[0], pair[1]))]
+    if len(worth) < FEWEST:
+        worth = [s for _, s in sorted(flexible, key=lambda pair: (-pair[0], pair[1]))][:FEWEST]
     pick = torch.randperm(len(worth), generator=generator("asked"))[:ASKED]
     return worth[:ASKED] if len(worth) <= ASKED else [worth[i] for i in sorted(pick.tolist())]
 
