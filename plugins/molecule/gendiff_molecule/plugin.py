@@ -220,6 +220,10 @@ class MoleculeModality(Modality):
 
         return judging.measure(config, facts, samples, cache, seed)
 
+    def sample_count(self, facts: Mapping[str, Any]) -> int:
+        """1000 molecules, or 40 conformers of each molecule that is asked for."""
+        return 40 * len(facts["asked"]) if facts["task"] == "conformer" else 1000
+
 
 @hookimpl
 def gendiff_modality() -> Modality:

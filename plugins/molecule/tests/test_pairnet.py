@@ -187,3 +187,16 @@ def test_the_loss_of_a_molecule_is_invariant(sizes: list[int], seed: int, reflec
     here = objective.at(denoiser, batch, t, eps).per_sample
     there = objective.at(denoiser, Batch(turned(batch.x, q), space), t, turned(eps, q)).per_sample
     assert (here - there).abs().max() < 1e-9
+
+
+def test_positions_stay_in_full_precision_under_autocast() -> None:
+    net, (x, space) = network(torch.float32), state([5, 12], 0, torch.float32)
+    noise, q = torch.zeros(2), orthogonal(3, True, torch.float32)
+    full = net(x, noise, None, space)
+    with torch.autocast("cpu", torch.bfloat16):
+        half, other = net(x, noise, None, space), net(turned(x, q), noise, None, space)
+    assert half.dtype == torch.float32
+    scale = full.abs().max().item()
+    assert 0 < (half - full).abs().max().item() < 0.05 * scale  # bfloat16 has 8 bits
+    # Directions come from full-precision differences: only the weights of the pulls are rounded.
+    assert (turned(half, q) - other).abs().max().item() < 0.02 * scale
