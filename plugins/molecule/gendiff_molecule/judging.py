@@ -27,7 +27,7 @@ def measure(
     prepared = task.loaded(config)
     known = _train_smiles(task.training(config, prepared), cache)
     figures = metrics.measure(molecules, known, prepared.test, config.hydrogens, seed)
-    if task.properties(config):
+    if config.condition:
         figures = properties.measure(config, facts, samples, cache, seed) + figures
     return figures
 

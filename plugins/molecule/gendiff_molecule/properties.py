@@ -127,16 +127,22 @@ def regressor(
 def measure(
     config: MoleculeConfig, facts: Mapping[str, Any], samples: Batch, cache: Path, seed: int
 ) -> list[Measure]:
-    """The error of each property that was asked for, in its own unit."""
-    prepared = task.loaded(config)
-    other = task.halves(prepared.train)[0]
-    test = prepared.test.select(task.known(config, prepared.test))
+    """The error of each property that was asked for, in its own unit; compositions that match."""
     molecules = task.unpack(config, facts, samples)
     assert samples.cond is not None
     context = samples.cond["context"].double().cpu().numpy()
     context = context * np.array(facts["context_std"]) + np.array(facts["context_mean"])
     columns = task.columns(config, facts)
     figures = []
+    if "composition" in config.condition:
+        first = columns.index("composition")
+        asked = context[:, first : first + len(facts["elements"])].round()
+        figures.append(_composition(molecules, facts["elements"], asked))
+    if not task.properties(config):
+        return figures
+    prepared = task.loaded(config)
+    other = task.halves(prepared.train)[0]
+    test = prepared.test.select(task.known(config, prepared.test))
     for name in task.properties(config):
         judge = regressor(other, name, facts["elements"], config.regressor_steps, cache, seed)
         asked = context[:, columns.index(name)]
@@ -164,6 +170,13 @@ def measure(
             ),
         ]
     return figures
+
+
+def _composition(molecules: Molecules, elements: list[int], asked: NDArray[np.float64]) -> Measure:
+    found = np.array([[(z == e).sum() for e in elements] for z, _ in molecules])
+    share = float((found == asked).all(1).mean())
+    note = f"share of {len(asked)} samples with exactly the atoms that were asked for"
+    return Measure("composition_match", share, "higher", 1.0, note)
 
 
 def _error(found: NDArray[np.float64], wanted: NDArray[np.float64]) -> float:

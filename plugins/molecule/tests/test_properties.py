@@ -66,3 +66,18 @@ def test_what_was_asked_for_is_compared_with_what_is_there(data: Path, tmp_path:
     assert again.value > 0.5 * found["radius_mae_shuffled"].value
     assert again.floor == error.floor  # read from the cache, not trained again
     assert len(list(tmp_path.glob("molecule-regressor-*"))) == 1
+
+
+def test_compositions_are_counted(tmp_path: Path) -> None:
+    keys = ["molecule.heavy_atoms=3", "molecule.condition=[composition]"]
+    section: Any = config.resolve(MODALITY, overrides=keys).molecule  # type: ignore[attr-defined]
+    facts = MODALITY.prepare(section).facts
+    data = task.dataset(section, facts, "train")
+    real = task.collate(section, facts, [data[i, 0] for i in range(20)])
+    (match,) = properties.measure(section, facts, real, tmp_path, 0)
+    assert (match.name, match.value) == ("composition_match", 1.0)
+    assert real.cond is not None
+    context = real.cond["context"].clone()
+    context[:5, 0] += 1 / facts["context_std"][0]  # one carbon more than there is
+    wrong = Batch(real.x, real.space, Cond({"context": context}))
+    assert properties.measure(section, facts, wrong, tmp_path, 0)[0].value == 0.75
