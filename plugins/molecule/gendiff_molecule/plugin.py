@@ -81,7 +81,7 @@ class MoleculeModality(Modality):
     defaults: ClassVar[Mapping[str, Any]] = {
         "threads": 1,  # layers this small gain little from more
         "diffusion": {
-            "schedule": {"name": "edm", "sigma_max": 20.0},
+            "schedule": {"name": "edm", "sigma_max": 5.0},
             "data_std": 0.96,
             "times": {"name": "log_normal", "mean": -0.9, "std": 1.3},
         },
