@@ -113,9 +113,7 @@ def _sampling(function: Any) -> Any:
     for decorator in (
         click.argument("folder", metavar="RUN", type=click.Path(path_type=Path)),
         click.option("--sampler", help="Method, in place of the run's: ddim, heun, dpm++2m, …"),
-        click.option(
-            "--grid", help="Where its times lie: karras, log_snr, flow, time, quadratic."
-        ),
+        click.option("--grid", help="Where its times lie: karras, log_normal, log_snr, flow, …"),
         click.option("--steps", type=int, help="Steps of the grid."),
         click.option("--guidance", type=float, help="Scale of classifier-free guidance; 1: none."),
         click.option("--batch-size", type=int, help="Samples at a time; changes no sample."),

@@ -8,7 +8,15 @@ from exactness import near
 from oracle_tools import SCHEDULES
 
 from gendiff.errors import SamplingError
-from gendiff.grids import GRIDS, Karras, LogSNR, Quadratic, UniformTime, check_times
+from gendiff.grids import (
+    GRIDS,
+    Karras,
+    LogNormalQuantiles,
+    LogSNR,
+    Quadratic,
+    UniformTime,
+    check_times,
+)
 from gendiff.schedules import EDM, Cosine, Flow, Schedule, VPLinear
 
 every_schedule = pytest.mark.parametrize(
@@ -56,6 +64,24 @@ def test_log_snr_is_uniform() -> None:
     log_snr = VPLinear().log_snr(times)[:-1]
     near(log_snr.diff(), log_snr.diff().mean().expand(29), 1e-11)
     near(log_snr[-1], -2 * math.log(0.01), 1e-12)
+
+
+@pytest.mark.parametrize("schedule", [EDM(5.0), Flow(), VPLinear()])
+@pytest.mark.parametrize("start", [1.0, 0.5])
+def test_log_normal_places_equal_shares_of_the_density(schedule: Schedule, start: float) -> None:
+    mean, std, steps = -1.8, 0.9, 40
+    times = torch.tensor(
+        LogNormalQuantiles(mean, std).times(schedule, steps, start), dtype=torch.float64
+    )
+    alpha, sigma = schedule(times)
+    below = torch.special.ndtr(((sigma / alpha).log() - mean) / std)  # 0 at the data
+    # The inverse of the cumulative loses digits where that is near 1, at the first times.
+    near(below.diff(), (-below[0] / steps).expand(steps), 2e-9)
+
+
+def test_log_normal_needs_a_spread() -> None:
+    with pytest.raises(ValueError, match="needed"):
+        LogNormalQuantiles(std=0.0)
 
 
 @pytest.mark.parametrize("grid", [Karras(sigma_max=30.0), LogSNR(sigma_max=30.0)])

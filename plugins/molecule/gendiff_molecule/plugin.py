@@ -97,7 +97,7 @@ class MoleculeModality(Modality):
         },
         "sample": {
             "sampler": {"name": "euler", "churn": 40.0},
-            "grid": {"name": "karras", "sigma_min": 0.01},
+            "grid": {"name": "log_normal", "mean": -2.3, "std": 0.9},
             "steps": 100,
             "preview": 16,
         },
