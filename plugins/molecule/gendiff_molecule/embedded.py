@@ -10,23 +10,22 @@ Everything is a function of the arguments and of RDKit's version.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rdkit import Chem
-from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
+from rdkit.Chem import Crippen, rdDistGeom, rdForceFieldHelpers, rdMolDescriptors
 
 from gendiff.noise import derive_seed
 from gendiff_molecule.bonds import bond_orders
 from gendiff_molecule.molecules import Molecules
+from gendiff_molecule.workers import spread
 
 ELEMENTS = {6: 4, 7: 3, 8: 2, 9: 1}
-VERSION = 1  # grows when the rules change
+VERSION = 2  # grows when the rules change
 
 # Heteroatoms bound to each other: nothing that is grown from such a graph is kept.
 _DEAD = ("[#7,#8,#9]~[#7,#8,#9]",)
@@ -150,14 +149,15 @@ def _placed(job: tuple[str, int]) -> list[tuple[str, NDArray[np.uint8], NDArray[
     return rows
 
 
-def graphs(heavy_atoms: int, tick: Callable[[str, int, int], None], pool: object) -> list[str]:
+def graphs(heavy_atoms: int, tick: Callable[[str, int, int], None]) -> list[str]:
     """Canonical SMILES of every kept molecule of at most so many heavy atoms, sorted by size."""
     level = {Chem.MolToSmiles(Chem.MolFromSmiles(s)) for s in ("C", "N", "O")}
     kept: list[str] = []
     for size in range(1, heavy_atoms + 1):
         skeletons = sorted(level)
         found: set[str] = set()
-        jobs = pool.imap(_closed, skeletons, 8)  # type: ignore[attr-defined]
+        # A few small jobs are done sooner than processes are started.
+        jobs = spread(_closed, skeletons, 8) if size > 4 else map(_closed, skeletons)
         for done, molecules in enumerate(jobs):
             found.update(molecules)
             tick(f"graphs of {size} heavy atoms", done + 1, len(skeletons))
@@ -176,10 +176,20 @@ def generate(
         conformers: At most so many conformers of each molecule.
         tick: Called with (what is being done, how many are done, of how many).
     """
-    with get_context("spawn").Pool(os.cpu_count()) as pool:
-        smiles = graphs(heavy_atoms, tick, pool)
-        rows = []
-        for done, new in enumerate(pool.imap(_placed, [(s, conformers) for s in smiles], 16)):
-            rows += new
-            tick("geometries", done + 1, len(smiles))
-    return Molecules.from_list([(z, x) for _, z, x in rows], [s for s, _, _ in rows])
+    jobs = [(s, conformers) for s in graphs(heavy_atoms, tick)]
+    rows = []
+    placed = spread(_placed, jobs) if len(jobs) > 100 else map(_placed, jobs)
+    for done, new in enumerate(placed):
+        rows += new
+        tick("geometries", done + 1, len(jobs))
+    names = [s for s, _, _ in rows]
+    return Molecules.from_list([(z, x) for _, z, x in rows], names, targets=_targets(names))
+
+
+def _targets(smiles: list[str]) -> dict[str, list[float]]:
+    """Properties that a condition may name: Crippen's logP, and the polar surface in A^2."""
+    mols = [Chem.MolFromSmiles(s) for s in smiles]
+    return {
+        "logp": [Crippen.MolLogP(mol) for mol in mols],  # type: ignore[attr-defined]
+        "tpsa": [rdMolDescriptors.CalcTPSA(mol) for mol in mols],
+    }

@@ -6,13 +6,10 @@ MMFF94 (UFF where MMFF94 has no parameters), the same each time with one version
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, groupby
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +37,7 @@ from gendiff_molecule.formats import (
     unknown_element,
 )
 from gendiff_molecule.molecules import SYMBOLS, Molecules
+from gendiff_molecule.workers import spread
 
 _FEW = 32  # SMILES that are not worth the start of worker processes
 _NEAREST = 0.3  # Angstrom: no two atoms are so close
@@ -209,18 +207,9 @@ def place(smiles: str, max_atoms: int) -> Place | str:
 def _placed(items: Sequence[Item], max_atoms: int, tick: Tick) -> Iterator[Item]:
     """The items with every graph placed in space, on all cores if there are many."""
     graphs = [item.smiles for item in items if isinstance(item, Graph)]
-    limits = [max_atoms] * len(graphs)
-    if len(graphs) > _FEW:
-        try:
-            with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-                found = _counted(pool.map(place, graphs, limits, chunksize=16), len(graphs), tick)
-        except BrokenProcessPool as error:
-            raise DataError(
-                "data: a process that placed SMILES in space died. Free some memory; a script "
-                "must call gendiff below `if __name__ == '__main__':`."
-            ) from error
-    else:
-        found = _counted(map(place, graphs, limits), len(graphs), tick)
+    job = partial(place, max_atoms=max_atoms)
+    places_made = spread(job, graphs) if len(graphs) > _FEW else map(job, graphs)
+    found = _counted(places_made, len(graphs), tick)
     places = iter(found)
     for item in items:
         if not isinstance(item, Graph):
