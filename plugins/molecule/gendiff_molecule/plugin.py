@@ -175,9 +175,9 @@ class MoleculeModality(Modality):
         What is not asked for is drawn from the training data: sizes from their histogram, sizes
         and properties together.
         """
-        from gendiff_molecule import task
+        from gendiff_molecule import asked
 
-        return task.templates(config, facts, request)
+        return asked.templates(config, facts, request)
 
     def write(
         self,

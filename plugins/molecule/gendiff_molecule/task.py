@@ -1,4 +1,4 @@
-"""From molecules to batches and back, and what is asked of samples.
+"""From molecules to batches and back.
 
 A state is x (R, 3 + K): positions in Angstrom without centre of mass, then one-hot types, scaled.
 For the conformer task it is (R, 3), and the graph is the condition: ``atoms`` (B, P) and ``bonds``
@@ -8,7 +8,6 @@ neighbours.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -21,9 +20,9 @@ from torch.utils.data import Dataset
 
 from gendiff import console
 from gendiff.errors import ConfigError, DataError, suggest
-from gendiff.modality import DataReport, Request
-from gendiff.noise import derive_seed, generator
-from gendiff.spaces import Batch, Cond, Ragged, Space
+from gendiff.modality import DataReport
+from gendiff.noise import generator
+from gendiff.spaces import Batch, Cond, Ragged
 from gendiff_molecule import conformers, data
 from gendiff_molecule.molecules import SYMBOLS, Molecules
 
@@ -180,6 +179,14 @@ def _raw_context(
     return np.stack(columns, 1).astype(np.float64)
 
 
+def columns(config: MoleculeConfig, facts: Mapping[str, Any]) -> list[str]:
+    """A name for each column of the context."""
+    names = []
+    for name in config.condition:
+        names += [name] * (len(facts["elements"]) if name == "composition" else 1)
+    return names
+
+
 def _held_out_graphs(test: Molecules) -> list[str]:
     """SMILES of the most flexible held-out molecules: those worth their conformers."""
     smiles = sorted({str(s) for s in test.smiles if s})
@@ -204,7 +211,7 @@ class MoleculeData(Dataset[Item]):
         self.context: NDArray[np.float32] | None = None
         if config.condition:
             raw = _raw_context(config, molecules, facts["elements"])
-            self.context = _standardised(facts, raw)
+            self.context = standardised(facts, raw)
         self.graph = config.task == "conformer"
 
     def __len__(self) -> int:
@@ -221,7 +228,8 @@ class MoleculeData(Dataset[Item]):
         )
 
 
-def _standardised(facts: Mapping[str, Any], raw: NDArray[np.float64]) -> NDArray[np.float32]:
+def standardised(facts: Mapping[str, Any], raw: NDArray[np.float64]) -> NDArray[np.float32]:
+    """A raw context (…, C) in the training data's units of spread, as the network sees it."""
     scaled = (raw - np.array(facts["context_mean"])) / np.array(facts["context_std"])
     return scaled.astype(np.float32)  # type: ignore[no-any-return]
 
@@ -242,7 +250,7 @@ def collate(config: MoleculeConfig, facts: Mapping[str, Any], items: Sequence[It
     if config.task == "conformer":
         space = Ragged(sizes, 3, 3)
         graphs = [(item.types, item.bonds) for item in items]
-        return Batch(space.project(positions), space, _graph_cond(graphs, facts["max_atoms"]))
+        return Batch(space.project(positions), space, graph_cond(graphs, facts["max_atoms"]))
     kinds = torch.from_numpy(np.concatenate([item.types for item in items]))
     code = torch.nn.functional.one_hot(kinds, len(facts["elements"])) * config.type_scale
     x = torch.cat([positions, code.to(positions)], 1)
@@ -254,7 +262,7 @@ def collate(config: MoleculeConfig, facts: Mapping[str, Any], items: Sequence[It
     return Batch(space.project(x), space, cond)
 
 
-def _graph_cond(graphs: Sequence[tuple[Any, Any]], width: int) -> Cond:
+def graph_cond(graphs: Sequence[tuple[Any, Any]], width: int) -> Cond:
     """Types (N,) and bonds (E, 3) of each molecule as padded tensors."""
     atoms = np.zeros((len(graphs), width), np.int64)
     orders = np.zeros((len(graphs), width, width), np.int64)
@@ -286,157 +294,3 @@ def unpack(config: MoleculeConfig, facts: Mapping[str, Any], batch: Batch) -> Mo
     ends = np.cumsum(sizes)[:-1]
     pairs = zip(np.split(elements[types], ends), np.split(positions, ends), strict=True)
     return Molecules.from_list(list(pairs), bonds=bonds)
-
-
-# --- what is asked for -------------------------------------------------------------------------
-
-
-def templates(
-    config: MoleculeConfig, facts: Mapping[str, Any], request: Request
-) -> tuple[Space, Cond | None]:
-    """See :meth:`gendiff.Modality.templates`.
-
-    Raises:
-        ConfigError: An unknown condition, or one that the model cannot meet.
-    """
-    if config.task == "conformer":
-        return _conformer_templates(facts, request)
-    accepted = ["atoms", *properties(config)]
-    if "composition" in config.condition:
-        accepted.append("formula")
-    _check_names(request, accepted)
-    values = {k: v if isinstance(v, (list, tuple)) else [v] for k, v in request.values.items()}
-    for name, listed in values.items():
-        if not listed:
-            raise ConfigError(f"{name}: an empty list. Give at least one value")
-    rows = [
-        _wanted(config, facts, request.seed, i, {k: v[i % len(v)] for k, v in values.items()})
-        for i in request.ids
-    ]
-    columns = 3 + len(facts["elements"])
-    space = Ragged(torch.tensor([size for size, _ in rows]), columns, 3)
-    if not config.condition:
-        return space, None
-    raw = np.array([context for _, context in rows], np.float64)
-    return space, Cond({"context": torch.from_numpy(_standardised(facts, raw))})
-
-
-def _check_names(request: Request, accepted: Sequence[str]) -> None:
-    for name in request.values:
-        if name not in accepted:
-            raise ConfigError(
-                f"cond: unknown condition '{name}'.{suggest(name, accepted)} "
-                "(a model knows what molecule.condition named when it was trained)"
-            )
-
-
-def _wanted(
-    config: MoleculeConfig,
-    facts: Mapping[str, Any],
-    seed: int,
-    sample: int,
-    values: Mapping[str, Any],
-) -> tuple[int, list[float]]:
-    """Size and raw context of one sample: what is asked, the rest from the training data."""
-    size = _size(values["atoms"], facts) if "atoms" in values else None
-    draw = derive_seed("molecule", seed, sample)
-    if not config.condition:
-        return size or _drawn_size(facts, draw), []
-    counts: list[int] | None = None
-    if "formula" in values:
-        counts = _composition(str(values["formula"]), config, facts)
-        if size is not None and size != sum(counts):
-            raise ConfigError(
-                f"atoms: {size}, but {values['formula']} has {sum(counts)} atoms here"
-            )
-        size = sum(counts)
-    names = columns(config, facts)
-    asked = {
-        column: _number(name, values[name]) for column, name in enumerate(names) if name in values
-    }
-    if counts is not None:
-        first = names.index("composition")
-        asked |= {first + k: float(count) for k, count in enumerate(counts)}
-    examples = np.array(facts["examples"])
-    context = examples[:, 1:]
-    # The nearest training molecules tell what goes with what is asked: their size and the rest.
-    offset = np.zeros(len(examples))
-    for column, value in asked.items():
-        offset += ((context[:, column] - value) / facts["context_std"][column]) ** 2
-    if size is not None:
-        offset += 1e6 * (examples[:, 0] - size) ** 2
-    near = (
-        np.argsort(offset, kind="stable")[: max(1, len(examples) // 20)] if asked or size else ()
-    )
-    chosen = int(near[draw % len(near)]) if len(near) else draw % len(examples)
-    row = [asked.get(column, float(value)) for column, value in enumerate(context[chosen])]
-    return size or int(examples[chosen, 0]), row
-
-
-def columns(config: MoleculeConfig, facts: Mapping[str, Any]) -> list[str]:
-    """A name for each column of the context."""
-    names = []
-    for name in config.condition:
-        names += [name] * (len(facts["elements"]) if name == "composition" else 1)
-    return names
-
-
-def _drawn_size(facts: Mapping[str, Any], draw: int) -> int:
-    sizes, counts = np.array(facts["sizes"]).T
-    return int(sizes[np.searchsorted(np.cumsum(counts), draw % counts.sum(), side="right")])
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not np.isfinite(value):
-        raise ConfigError(f"{name}: a number is needed, got {value!r}")
-    return float(value)
-
-
-def _size(value: Any, facts: Mapping[str, Any]) -> int:
-    largest = facts["max_atoms"]
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 2 * largest:
-        raise ConfigError(
-            f"atoms: {value!r} cannot be drawn. Give a number from 1 to {2 * largest} (the "
-            f"largest training molecule has {largest})"
-        )
-    return value
-
-
-def _composition(formula: str, config: MoleculeConfig, facts: Mapping[str, Any]) -> list[int]:
-    """Counts of each element; hydrogens do not count where they are removed."""
-    if not re.fullmatch(r"([A-Z][a-z]?\d*)+", formula):
-        raise ConfigError(f"formula: '{formula}' is not a formula. Write it as in C4H8O")
-    counts = dict.fromkeys(facts["elements"], 0)
-    for symbol, count in re.findall(r"([A-Z][a-z]?)(\d*)", formula):
-        z = SYMBOLS.index(symbol) if symbol in SYMBOLS else 0
-        if z == 1 and config.hydrogens == "removed":
-            continue
-        if z not in counts:
-            known_symbols = " ".join(SYMBOLS[e] for e in counts)
-            raise ConfigError(f"formula: the model does not know {symbol}, only {known_symbols}")
-        counts[z] += int(count or 1)
-    _size(sum(counts.values()), facts)
-    return list(counts.values())
-
-
-def _conformer_templates(facts: Mapping[str, Any], request: Request) -> tuple[Space, Cond | None]:
-    _check_names(request, ["smiles"])
-    wanted = request.values.get("smiles", facts["asked"])
-    listed = [str(s) for s in (wanted if isinstance(wanted, (list, tuple)) else [wanted])]
-    if not listed:
-        raise ConfigError("smiles: an empty list. Give at least one molecule")
-    lookup = {z: k for k, z in enumerate(facts["elements"])}
-    graphs = []
-    for smiles in listed:
-        numbers, bonds = conformers.graph(smiles)
-        for z in numbers.tolist():
-            if z not in lookup:
-                symbols = " ".join(SYMBOLS[e] for e in facts["elements"])
-                raise ConfigError(
-                    f"smiles: {smiles} has {SYMBOLS[z]}, the model knows {symbols} only"
-                )
-        graphs.append((np.array([lookup[z] for z in numbers.tolist()]), bonds))
-    width = max(facts["max_atoms"], *(len(types) for types, _ in graphs))
-    mine = [graphs[i % len(graphs)] for i in request.ids]
-    space = Ragged(torch.tensor([len(types) for types, _ in mine]), 3, 3)
-    return space, _graph_cond(mine, width)
