@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -48,7 +49,7 @@ def row(
     modality: Any, files: list[Path], variant: str, args: argparse.Namespace
 ) -> dict[str, Any]:
     """Trains and judges one variant."""
-    overrides = [*args.set, *variant.split(), "threads=1", "device=cpu"]
+    overrides = [*args.set, *shlex.split(variant), "threads=1", "device=cpu"]
     resolved = config.resolve(modality, files, overrides)
     facts = modality.prepare(getattr(resolved, modality.name)).facts
     steps = steps_for(modality, files, overrides, facts, args.seconds)
