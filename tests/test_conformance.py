@@ -54,7 +54,12 @@ class NeighbourTemplates(ToyModality):
 
 class NoFiles(ToyModality):
     def write(
-        self, config: ToyConfig, batch: Batch, folder: Path, ids: Sequence[int]
+        self,
+        config: ToyConfig,
+        facts: Mapping[str, Any],
+        batch: Batch,
+        folder: Path,
+        ids: Sequence[int],
     ) -> list[Path]:
         return []
 
