@@ -284,17 +284,22 @@ def parse_override(text: str) -> dict[str, Any]:
     return data
 
 
-def merge(base: Any, new: Any) -> Any:
-    """Mappings are merged key by key, but a part of another name replaces the old one."""
+def merge(base: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """One layer of a configuration over another, key by key."""
+    return dict(base) | {key: _merged(base.get(key), value) for key, value in new.items()}
+
+
+def _merged(base: Any, new: Any) -> Any:
+    """Mappings are merged, but a part of another name replaces the old one with its parameters."""
     if not isinstance(new, Mapping):
         return new
     if isinstance(base, str) and "name" not in new:
         base = {"name": base}  # diffusion.schedule.sigma_max=40 over "schedule: edm"
     if not isinstance(base, Mapping) or (
-        "name" in base and "name" in new and "seed" not in base and base["name"] != new["name"]
+        "name" in base and "name" in new and base["name"] != new["name"]
     ):
         base = {}
-    return dict(base) | {key: merge(base.get(key), value) for key, value in new.items()}
+    return merge(base, new)
 
 
 def flatten(data: Any, prefix: str = "") -> dict[str, Any]:

@@ -116,3 +116,12 @@ def test_every_option_has_a_description_and_is_shown() -> None:
     for key, text in config.help_lines(model):
         assert f"{key.rpartition('.')[2]}:" in shown
         assert text in shown
+
+
+def test_a_run_s_name_replaces_nothing_else(tmp_path: Path) -> None:
+    """A named part is replaced as a whole by one of another name; a run is not a part."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("name: recipe\ntrain: {steps: 77}\ndiffusion: {data_std: 3}\n")
+    resolved = config.resolve(ToyModality(), [recipe], ["name=mine"])
+    assert (resolved.name, resolved.train.steps, resolved.diffusion.data_std) == ("mine", 77, 3)
+    assert resolved.train.batch_size == ToyModality.defaults["train"]["batch_size"]
