@@ -53,6 +53,14 @@ class Space(ABC):
         """Mean of a tensor of the batch's shape over each sample's live elements, (B,)."""
 
     @abstractmethod
+    def total(self, value: Tensor) -> Tensor:
+        """Sum of a tensor of the batch's shape over each sample's live elements, (B,)."""
+
+    def trace(self, value: Tensor) -> Tensor:
+        """Trace of P diag(value) P, P the projection, for a tensor of the batch's shape, (B,)."""
+        return self.total(value)
+
+    @abstractmethod
     def project(self, x: Tensor) -> Tensor:
         """Orthogonal projection onto the subspace of valid states."""
 
@@ -108,6 +116,9 @@ class Dense(Space):
 
     def mean(self, value: Tensor) -> Tensor:
         return value.flatten(1).mean(1)
+
+    def total(self, value: Tensor) -> Tensor:
+        return value.flatten(1).sum(1)
 
     def project(self, x: Tensor) -> Tensor:
         return x
@@ -165,6 +176,9 @@ class Masked(Space):
 
     def mean(self, value: Tensor) -> Tensor:
         return self.project(value).sum((1, 2)) / self.dof().to(value)
+
+    def total(self, value: Tensor) -> Tensor:
+        return self.project(value).sum((1, 2))
 
     def project(self, x: Tensor) -> Tensor:
         return x.masked_fill(~self.mask, 0)  # not a product: 0 * nan would keep nan in the padding
@@ -235,6 +249,13 @@ class Ragged(Space):
     def mean(self, value: Tensor) -> Tensor:
         rows = value.mean(1)
         return rows.new_zeros(len(self.sizes)).index_add(0, self.index, rows) / self.sizes
+
+    def total(self, value: Tensor) -> Tensor:
+        rows = value.sum(1)
+        return rows.new_zeros(len(self.sizes)).index_add(0, self.index, rows)
+
+    def trace(self, value: Tensor) -> Tensor:
+        return self.total(value) - self.total(value[:, : self.centred]) / self.sizes
 
     def project(self, x: Tensor) -> Tensor:
         if not self.centred:
