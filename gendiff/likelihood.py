@@ -112,7 +112,7 @@ def variational_bound(
     curved = bool((space.trace(torch.ones_like(x)) < space.total(torch.ones_like(x))).any())
     if curved and (bins is not None or variance == "learned"):
         raise SamplingError(
-            "centred columns need a density of fixed variance. Use variance=small or large, no bins"
+            "centred columns need a density of fixed variance: use small or large, and no bins"
         )
 
     def rows(value: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from oracle_tools import SCHEDULES, SPACES, normal, slope, streams
 
 from gendiff.errors import SamplingError
-from gendiff.grids import UniformTime
+from gendiff.grids import LogSNR, UniformTime
 from gendiff.likelihood import Bins, _decoder, ode_log_likelihood, variational_bound
 from gendiff.schedules import Cosine, Schedule
 from gendiff.spaces import Batch, Dense, Masked, Ragged, Space
@@ -34,12 +34,22 @@ def log_density(model: Gaussian, batch: Batch, smoothed: float) -> torch.Tensor:
 @pytest.mark.parametrize("name", SPACES)
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 def test_ode_gives_the_log_density_of_a_gaussian(schedule: Schedule, name: str) -> None:
-    model, batch = oracle(schedule, SPACES[name])
+    """Of the model: the exact flow carries x to the schedule's end, where the prior stands."""
+    space = SPACES[name]
+    model, batch = oracle(schedule, space)
+    dof = space.dof()
     found = ode_log_likelihood(model, batch, schedule, steps=24)
-    # what the prior neglects falls with the signal that is left at the schedule's end
-    gap = (found - log_density(model, batch, 0.002)) / batch.space.dof()
-    left = math.exp(schedule.level(1.0).log_snr)
-    assert gap.abs().max() < 3e-4 + 2 * left
+    first = schedule.inverse(torch.tensor(-2 * math.log(0.002), dtype=torch.float64)).item()
+    (alpha, _, _), (end_alpha, end_sigma, _) = schedule.level(first), schedule.level(1.0)
+    end = model.flow(alpha * batch.x, first, 1.0)
+    growth = (end_alpha**2 * VARIANCE + end_sigma**2) / (alpha**2 * (VARIANCE + 0.002**2))
+    prior = space.total(end.square()) / end_sigma**2 + dof * math.log(2 * math.pi * end_sigma**2)
+    exact = -prior / 2 + dof * (math.log(growth) / 2 + math.log(alpha))
+    assert ((found - exact) / dof).abs().max() < 3e-4
+    # and of the data, but for what the prior neglects: the mean that is left at the end
+    data = log_density(model, batch, 0.002)
+    left = math.exp(schedule.level(1.0).log_snr / 2)
+    assert ((found - data) / dof).abs().max() < 3e-4 + 0.5 * left
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
@@ -50,14 +60,15 @@ def test_ode_gives_the_log_density_of_a_mixture(schedule: Schedule) -> None:
     )
     model = Mixture(schedule, means, stds, weights)
     x, _ = model.draw(16, torch.Generator().manual_seed(0))
-    found = ode_log_likelihood(model, Batch(x, Dense((16, 2))), schedule, steps=160)
+    found = ode_log_likelihood(model, Batch(x, Dense((16, 2))), schedule, steps=80)
+    left = math.exp(schedule.level(1.0).log_snr / 2)  # the mean that the prior neglects
     variance = stds**2 + 0.002**2
     parts = weights.log() - (2 * math.pi * variance).log()
     parts = parts - (x[:, None] - means).square().sum(-1) / (2 * variance)
-    assert (found - parts.logsumexp(1)).abs().max() / 2 < 1e-3
+    assert (found - parts.logsumexp(1)).abs().max() / 2 < 1e-3 + 0.5 * left
 
 
-def test_ode_is_of_order_four() -> None:
+def test_ode_is_of_order_four_at_least() -> None:
     schedule = Cosine()
     model, batch = oracle(schedule, SPACES["dense"])
     truth = ode_log_likelihood(model, batch, schedule, steps=512)
@@ -66,7 +77,7 @@ def test_ode_is_of_order_four() -> None:
         (ode_log_likelihood(model, batch, schedule, steps=n) - truth).abs().max().item()
         for n in counts
     ]
-    assert 3.8 < slope(errors, counts) < 4.3, errors
+    assert slope(errors, counts) > 3.8, errors
 
 
 @pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
@@ -75,11 +86,11 @@ def test_hutchinson_is_unbiased_in_the_subspace(kind: str) -> None:
     model, batch = oracle(schedule, space)
     exact = ode_log_likelihood(model, batch, schedule, steps=6)
     found = ode_log_likelihood(
-        model, batch, schedule, steps=6, probes=kind, noise=streams(space, 5), count=1500
+        model, batch, schedule, steps=6, probes=kind, noise=streams(space, 5), count=200
     )
-    assert ((found - exact) / space.dof()).abs().max() < 0.15
+    assert ((found - exact) / space.dof()).abs().max() < 0.4
     again = ode_log_likelihood(
-        model, batch, schedule, steps=6, probes=kind, noise=streams(space, 5), count=1500
+        model, batch, schedule, steps=6, probes=kind, noise=streams(space, 5), count=200
     )
     assert torch.equal(found, again)
 
@@ -116,14 +127,15 @@ def test_the_bound_falls_to_the_entropy(schedule: Schedule, kind: str, variance:
     }[kind]
     model, batch = oracle(schedule, space)
     exact = -log_density(model, batch, 0).item() / space.dof().item()
-    gaps = []
-    for steps in (8, 32, 128):
-        times = UniformTime().times(schedule, steps)
+    gaps, counts = [], [16, 64, 256]
+    for steps in counts:
+        times = LogSNR(sigma_min=0.01, sigma_max=1000.0).times(schedule, steps)
         bound = variational_bound(model, batch, schedule, times, streams(space, 3), variance)
         assert bound.steps.shape == (steps - 1, 1)
         gaps.append(bound.nats.item() / space.dof().item() - exact)
-    assert min(gaps) > -0.01  # the standard error of 20000 elements
-    assert gaps[0] > gaps[1] > gaps[2]
+    assert min(gaps) > -0.03  # three standard errors of 20000 elements
+    assert 0.8 < slope(gaps[1:], counts[1:]) < 1.4, gaps  # the gap falls as 1 / T
+    assert gaps[2] < 0.25
 
 
 def test_bins_are_probabilities() -> None:
