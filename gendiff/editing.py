@@ -7,12 +7,11 @@ and what is known tells of the rest: with C the covariance of x given x_t (see
 .. math:: \hat x' = \hat x + C M^\top z, \qquad M C M^\top z = y - M \hat x =: r,
 
 is E[x | x_t, y] if p(x | x_t) is normal (moment matching: Boys et al., 2023,
-https://arxiv.org/abs/2310.06721). Taken is the best z along r, which costs one backward pass:
-:math:`z = r\, |r|^2 / (r^\top M C M^\top r)`. Without it this would be plain replacement (Song et
-al., 2021, https://arxiv.org/abs/2011.13456, appendix I.2), whose unknown part learns of the known
-one too late. The sampler carries the known elements along :math:`\alpha_t x + \sigma_t z` as
-q(x_t | x) says, and churn resamples what was decided too early (as Lugmayr et al., 2022,
-"RePaint", https://arxiv.org/abs/2201.09865).
+https://arxiv.org/abs/2310.06721). z is found by a few conjugate gradients, each one backward pass.
+Without them this is plain replacement (Song et al., 2021, https://arxiv.org/abs/2011.13456,
+appendix I.2), whose unknown part learns of the known one too late. The sampler carries the known
+elements along :math:`\alpha_t x + \sigma_t z` as q(x_t | x) says, and churn resamples what was
+decided too early (as Lugmayr et al., 2022, "RePaint", https://arxiv.org/abs/2201.09865).
 
 *Vary.* Noise of a chosen level is added to x and taken away by the model (Meng et al., 2022,
 "SDEdit", https://arxiv.org/abs/2108.01073): little noise keeps much, much noise keeps little.
@@ -43,6 +42,7 @@ class Kept:
         schedule: The schedule that the samples are drawn under.
         known: Data, of the batch's shape; what it holds elsewhere does not matter.
         mask: True where it is kept, of the batch's shape.
+        iterations: Of conjugate gradients; 0 for replacement.
     """
 
     denoiser: DenoiserFn
@@ -50,6 +50,7 @@ class Kept:
     schedule: Schedule
     known: Tensor
     mask: Tensor
+    iterations: int = 4
 
     def __call__(self, x_t: Tensor, t: float | Tensor) -> Tensor:
         """The estimate, with what is known in it."""
@@ -57,10 +58,27 @@ class Kept:
         linear = Linearised(self.denoiser, space, self.schedule, x_t, t)
         x_hat = linear.x_hat
         residual = space.part(space.hold(x_hat, self.known, self.mask) - x_hat, self.mask)
-        moved = linear.covariance(residual)
-        variance = linear.variance(residual, moved)
-        step = torch.where(variance > 0, space.sum(residual.square()) / variance, 0)
-        return space.hold(x_hat + space.expand(step) * moved, self.known, self.mask)
+        told = self._told(linear, residual)
+        return space.hold(x_hat + told, self.known, self.mask)
+
+    def _told(self, linear: Linearised, residual: Tensor) -> Tensor:
+        """C M' z for the z that solves M C M' z = residual."""
+        space = self.space
+        direction, told = residual, torch.zeros_like(residual)
+        norm = space.sum(residual.square())
+        for _ in range(self.iterations):
+            moved = linear.covariance(direction)
+            step = _ratio(norm, linear.variance(direction, moved))
+            told = told + space.expand(step) * moved
+            residual = residual - space.expand(step) * space.part(moved, self.mask)
+            last, norm = norm, space.sum(residual.square())
+            direction = residual + space.expand(_ratio(norm, last)) * direction
+        return told
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, and 0 where b is: there is nothing left to solve, or no direction to solve it in."""
+    return torch.where(b > 0, a / b, 0)
 
 
 def time_of_noise(schedule: Schedule, noise: float) -> float:
