@@ -15,8 +15,9 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 
 def test_the_tutorial_s_stand_alone_code_runs(tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/tutorial.md").read_text(), re.S)
-    code = next(block for block in blocks if "Mixture(" in block)
+    code = "".join(block for block in blocks if "from gendiff.testing" in block)
     code += "\nassert x.shape == (256, 2) and 0.8 < x[:, 0].abs().mean() < 1.2\n"
+    code += "\nassert abs(steered.sum(1).mean() - 3) < 0.05\n"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
     )
