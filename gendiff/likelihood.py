@@ -11,6 +11,11 @@ the result is then a density of the code, not a probability of the category.
           + \sum KL(q(x_s | x_t, x)\, \|\, p(x_s | x_t)) \underbrace{- \log p(x | x_{t_{N-1}})
           }_{decoder}.
 
+The prior is centred. What a schedule leaves of the data at its end, :math:`\alpha x`, therefore
+costs :math:`snr\, |x|^2 / 2` nats in the bound, and shifts the ODE's density by as much as the
+mean that is left, in units of :math:`\sigma`. This is a property of VE and EDM (and, smaller, of
+DDPM's chain), whose samplers start without that mean too: the model has it, no estimate does.
+
 **The ODE** (Song et al., 2021, https://arxiv.org/abs/2011.13456, eq. 39) is integrated for
 :math:`z = x_t / \sqrt{\alpha^2 + \sigma^2}` in :math:`l = \log(\sigma / \alpha)`, in which
 neither end of any schedule is singular. With :math:`\cos\phi = \alpha / \sqrt{\alpha^2 +
@@ -109,7 +114,7 @@ def variational_bound(
     if variance not in ("small", "large", "learned"):
         raise SamplingError(f"variance={variance!r}: choose small, large or learned")
     x, space = batch.x, batch.space
-    curved = bool((space.trace(torch.ones_like(x)) < space.total(torch.ones_like(x))).any())
+    curved = bool((space.trace(torch.ones_like(x)) < space.sum(torch.ones_like(x))).any())
     if curved and (bins is not None or variance == "learned"):
         raise SamplingError(
             "centred columns need a density of fixed variance: use small or large, and no bins"
@@ -124,7 +129,7 @@ def variational_bound(
         return time, rows(alpha), rows(sigma)
 
     _, alpha, sigma = level(times[0])
-    prior = space.total((alpha * x / sigma).square()).double() / 2
+    prior = space.sum((alpha * x / sigma).square()).double() / 2
     steps = []
     for draw, (t, s) in enumerate(zip(times, times[1:], strict=False)):
         (now, alpha, sigma), v = level(t), None
@@ -150,7 +155,7 @@ def variational_bound(
         assert log_variance is not None
         spread = log_variance - low + torch.expm1(low - log_variance)
         offset = (gain * (x - x_hat)).square() * (-log_variance).exp()
-        kl = space.trace(spread.expand_as(x).double()) + space.total(offset).double()
+        kl = space.trace(spread.expand_as(x).double()) + space.sum(offset).double()
         steps.append(kl / 2)
     inner = torch.stack(steps) if steps else prior.new_zeros(0, len(prior))
     return Bound(prior, inner, decoder, space.dof().to(x.device))
@@ -160,7 +165,7 @@ def _decoder(space: Space, x: Tensor, x_hat: Tensor, std: Tensor, bins: Bins | N
     x, x_hat, std = x.double(), x_hat.double(), std.double()
     if bins is None:
         log_norm = space.trace((2 * math.pi * std.square()).log())
-        return (log_norm + space.total(((x - x_hat) / std).square())) / 2
+        return (log_norm + space.sum(((x - x_hat) / std).square())) / 2
     half = bins.width / 2
     low = torch.where(x < bins.low + half, -math.inf, (x - half - x_hat) / std)
     high = torch.where(x > bins.high - half, math.inf, (x + half - x_hat) / std)
@@ -168,7 +173,7 @@ def _decoder(space: Space, x: Tensor, x_hat: Tensor, std: Tensor, bins: Bins | N
     flip = low > 0
     low, high = torch.where(flip, -high, low), torch.where(flip, -low, high)
     top = torch.special.log_ndtr(high)
-    return -space.total(top + torch.log1p(-(torch.special.log_ndtr(low) - top).exp()))
+    return -space.sum(top + torch.log1p(-(torch.special.log_ndtr(low) - top).exp()))
 
 
 # --- the probability-flow ODE --------------------------------------------------------------------
@@ -207,7 +212,7 @@ def _probes(
     x: Tensor, space: Space, noise: NoiseSource | None, kind: str, count: int
 ) -> Iterator[Tensor]:
     if kind == "exact":
-        live = int(space.total(torch.ones_like(x)).max().round())
+        live = int(space.sum(torch.ones_like(x)).max().round())
         return (space.noise(_Basis(x), k) for k in range(live))
     if kind not in ("rademacher", "gaussian") or noise is None:
         raise SamplingError(
@@ -280,7 +285,7 @@ def ode_log_likelihood(
             for index, vector in enumerate(vectors):
                 more = index + 1 < len(vectors)
                 (pull,) = torch.autograd.grad(x_hat, x_t, vector, retain_graph=more)
-                trace += space.total(pull * vector).double()
+                trace += space.sum(pull * vector).double()
         cos = alpha / norm
         return cos**2 * z - cos * x_hat.detach(), cos**2 * dof - alpha * scale * trace
 
@@ -296,6 +301,6 @@ def ode_log_likelihood(
         z = z + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
         gained += h / 6 * (d1 + 2 * d2 + 2 * d3 + d4)
     variance = 1 / (1 + math.exp(-2 * last))  # of z under the prior
-    prior = -space.total(z.square()).double() / variance / 2
+    prior = -space.sum(z.square()).double() / variance / 2
     prior -= dof / 2 * math.log(2 * math.pi * variance)
     return prior + gained + dof * math.log(cos)

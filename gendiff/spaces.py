@@ -8,6 +8,7 @@ of points:
 ``expand(v)``        a number per sample, (B,) or (B, P), to something that broadcasts against x
 ``mean(v)``          mean over each sample's live elements, (B,)
 ``sum(v)``           their sum, (B,)
+``trace(v)``         trace of P diag(v) P, P the projection; their sum where P is the identity
 ``project(x)``       onto the subspace of valid states (a linear, orthogonal projection)
 ``hold(x, k, m)``    the state nearest to x that agrees with k where m is True
 ``part(x, m)``       what x and a state that it is held to differ by: x where m is True
@@ -59,13 +60,9 @@ class Space(ABC):
     def mean(self, value: Tensor) -> Tensor:
         """Mean of a tensor of the batch's shape over each sample's live elements, (B,)."""
 
-    @abstractmethod
-    def total(self, value: Tensor) -> Tensor:
-        """Sum of a tensor of the batch's shape over each sample's live elements, (B,)."""
-
     def trace(self, value: Tensor) -> Tensor:
         """Trace of P diag(value) P, P the projection, for a tensor of the batch's shape, (B,)."""
-        return self.total(value)
+        return self.sum(value)
 
     @abstractmethod
     def project(self, x: Tensor) -> Tensor:
@@ -144,9 +141,6 @@ class Dense(Space):
     def mean(self, value: Tensor) -> Tensor:
         return value.flatten(1).mean(1)
 
-    def total(self, value: Tensor) -> Tensor:
-        return value.flatten(1).sum(1)
-
     def project(self, x: Tensor) -> Tensor:
         return x
 
@@ -206,9 +200,6 @@ class Masked(Space):
 
     def mean(self, value: Tensor) -> Tensor:
         return self.sum(value) / self.dof().to(value)
-
-    def total(self, value: Tensor) -> Tensor:
-        return self.project(value).sum((1, 2))
 
     def project(self, x: Tensor) -> Tensor:
         return x.masked_fill(~self.mask, 0)  # not a product: 0 * nan would keep nan in the padding
@@ -287,12 +278,8 @@ class Ragged(Space):
     def mean(self, value: Tensor) -> Tensor:
         return self._gather(value.mean(1)) / self.sizes
 
-    def total(self, value: Tensor) -> Tensor:
-        rows = value.sum(1)
-        return rows.new_zeros(len(self.sizes)).index_add(0, self.index, rows)
-
     def trace(self, value: Tensor) -> Tensor:
-        return self.total(value) - self.total(value[:, : self.centred]) / self.sizes
+        return self.sum(value) - self.sum(value[:, : self.centred]) / self.sizes
 
     def project(self, x: Tensor) -> Tensor:
         if not self.centred:

@@ -11,12 +11,12 @@ import math
 from collections.abc import Callable
 from importlib import import_module
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from oracle_tools import exponential_moment, normal
 
-MODULES = ("schedules", "denoiser", "objective", "samplers", "spaces")
+MODULES = ("schedules", "denoiser", "objective", "samplers", "spaces", "likelihood")
 
 
 def engine(package: str = "gendiff") -> SimpleNamespace:
@@ -336,6 +336,103 @@ def driver(g: SimpleNamespace) -> None:
         near(run(g.samplers.Heun(churn=4 * gamma)), levels[-1].alpha * y)
 
 
+class Source(Protocol):
+    """What gives noise: :class:`gendiff.noise.NoiseSource` of the engine or of a mutant."""
+
+    def normal(self, rows: Any, width: Any, draw: int) -> Any: ...
+
+
+class Draws:
+    """A different tensor for each draw."""
+
+    def normal(self, rows: Any, width: Any, draw: int) -> Any:
+        return normal(sum(rows), *width, seed=draw)
+
+
+def bound_terms(g: SimpleNamespace) -> None:
+    """Ho et al., 2020, eq. 5: the divergences of torch's normals, for an arbitrary denoiser."""
+    normal_law, kl = torch.distributions.Normal, torch.distributions.kl_divergence
+    space = g.spaces.Dense((2, 3))
+    x, times = normal(2, 3, seed=9), [1.0, 0.7, 0.3, 0.05, 0.0]
+
+    def denoise(x_t: Any, t: float) -> Any:
+        return torch.sin(2 * x_t) + t
+
+    for schedule in (g.schedules.VPLinear(), g.schedules.EDM(3.0)):
+        for variance in ("small", "large"):
+            bound = g.likelihood.variational_bound(
+                denoise, g.spaces.Batch(x, space), schedule, times, Draws(), variance
+            )
+            levels = [schedule.level(t) for t in times]
+            prior = normal_law(0.0, levels[0].sigma)
+            near(bound.prior, kl(normal_law(levels[0].alpha * x, levels[0].sigma), prior).sum(1))
+            for i, (now, end) in enumerate(zip(levels[:-2], levels[1:-1], strict=True)):
+                x_t = now.alpha * x + now.sigma * normal(2, 3, seed=i)
+                beta = now.sigma**2 - (now.alpha / end.alpha * end.sigma) ** 2
+                kept = now.alpha * end.sigma**2 / end.alpha / now.sigma**2 * x_t
+                gain = end.alpha * beta / now.sigma**2
+                std = math.sqrt(beta) * end.sigma / now.sigma
+                q = normal_law(kept + gain * x, std)
+                p = normal_law(
+                    kept + gain * denoise(x_t, times[i]),
+                    std if variance == "small" else math.sqrt(beta),
+                )
+                near(bound.steps[i], kl(q, p).sum(1), 1e-9)
+            last = levels[-2]
+            x_hat = denoise(last.alpha * x + last.sigma * normal(2, 3, seed=3), times[-2])
+            decoder = normal_law(x_hat, last.sigma / last.alpha).log_prob(x).sum(1)
+            near(bound.decoder, -decoder)
+
+
+def bins(g: SimpleNamespace) -> None:
+    """Ho et al., 2020, eq. 13: the bins' probabilities are those of torch's normal."""
+    values = torch.linspace(-1, 1, 17, dtype=torch.float64)[:, None]
+    space = g.spaces.Dense((17, 1))
+    for x_hat, std in ((0.13, 0.2), (0.9, 0.01), (-1.4, 0.7)):
+        law = torch.distributions.Normal(torch.tensor(x_hat, dtype=torch.float64), std)
+        edges = torch.linspace(-15 / 16, 15 / 16, 16, dtype=torch.float64)
+        inner = law.cdf(edges)
+        expected = torch.diff(torch.cat([0 * inner[:1], inner, 0 * inner[:1] + 1]))
+        nats = g.likelihood._decoder(
+            space,
+            values,
+            torch.full_like(values, x_hat),
+            torch.full_like(values, std),
+            g.likelihood.Bins(1 / 8),
+        )
+        assert nats.isfinite().all()
+        near((-nats).exp(), expected)
+
+
+def trace(g: SimpleNamespace) -> None:
+    """Of P diag(w) P, P written out."""
+    space, w = g.spaces.Ragged(torch.tensor([3]), 2, 1), normal(3, 2, seed=1)
+    basis = torch.eye(6, dtype=torch.float64).reshape(6, 3, 2)
+    p = torch.stack([space.project(row).flatten() for row in basis])
+    near(space.trace(w), torch.trace(p @ torch.diag(w.flatten()) @ p)[None])
+
+
+def ode(g: SimpleNamespace) -> None:
+    """A Gaussian's density in a subspace, by what its flow makes of the prior at the end."""
+    n, v, centred = torch.tensor([2, 1]), 0.3, 1
+    space = g.spaces.Ragged(n, 2, centred)
+    x, dof = space.project(normal(3, 2, seed=1)), 2 * n - centred
+    square = torch.stack([x[:2].square().sum(), x[2:].square().sum()])
+    for schedule in (g.schedules.Flow(), g.schedules.EDM(3.0)):
+
+        def denoise(x_t: Any, t: float, schedule: Any = schedule) -> Any:
+            alpha, sigma, _ = schedule.level(t)
+            return space.project(alpha * v / (alpha**2 * v + sigma**2) * x_t)
+
+        found = g.likelihood.ode_log_likelihood(
+            denoise, g.spaces.Batch(x, space), schedule, steps=14, sigma_min=0.2
+        )
+        alpha, sigma, _ = schedule.level(1.0)
+        variance = (v + 0.2**2) * sigma**2 / (alpha**2 * v + sigma**2)
+        exact = -(square / variance + dof * math.log(2 * math.pi * variance)) / 2
+        near(found, exact, 2e-3)  # Runge-Kutta's own error
+
+
 CHECKS: tuple[Callable[[SimpleNamespace], None], ...] = (
     ddpm_rows,
     ddim_rows,
@@ -349,4 +446,8 @@ CHECKS: tuple[Callable[[SimpleNamespace], None], ...] = (
     driver,
     weights,
     variance_bound,
+    bound_terms,
+    bins,
+    trace,
+    ode,
 )

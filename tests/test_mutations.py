@@ -14,7 +14,17 @@ from exactness import CHECKS, engine
 
 import gendiff
 
-PARTS = ("errors", "noise", "schedules", "spaces", "denoiser", "grids", "samplers", "objective")
+PARTS = (
+    "errors",
+    "noise",
+    "schedules",
+    "spaces",
+    "denoiser",
+    "grids",
+    "samplers",
+    "objective",
+    "likelihood",
+)
 MUTATIONS = [
     ("samplers", "share * sigma_s**2).log()", "share * sigma_s).log()"),
     ("samplers", "beta = share * sigma_t**2", "beta = share * sigma_s**2"),
@@ -58,6 +68,19 @@ MUTATIONS = [
     ("objective", "/ math.log(2)", ""),
     ("schedules", "- ends + first - third", "+ ends + first - third"),
     ("schedules", "- ends + first - third", "- ends - first - third"),
+    ("likelihood", "(alpha * x / sigma).square()).double() / 2",
+     "(alpha * x / sigma).square()).double()"),
+    ("likelihood", "torch.expm1(low - log_variance)", "torch.expm1(log_variance - low)"),
+    ("likelihood", "* (-log_variance).exp()", "* log_variance.exp()"),
+    ("likelihood", "(sigma / alpha).expand_as(x), bins)", "sigma.expand_as(x), bins)"),
+    ("likelihood", "math.inf, (x + half - x_hat) / std", "math.inf, (x - x_hat) / std"),
+    ("likelihood", "torch.where(flip, -high, low)", "torch.where(flip, high, low)"),
+    ("likelihood", "cos**2 * dof - alpha * scale * trace", "cos**2 * dof - scale * trace"),
+    ("likelihood", "cos**2 * z - cos * x_hat", "cos * z - cos * x_hat"),
+    ("likelihood", "h / 6 * (d1 + 2 * d2 + 2 * d3 + d4)", "h / 6 * (d1 + d2 + d3 + d4)"),
+    ("likelihood", "+ gained + dof * math.log(cos)", "+ gained"),
+    ("likelihood", "log(2 * math.pi * variance)", "log(2 * math.pi)"),
+    ("spaces", "value[:, : self.centred]) / self.sizes", "value[:, : self.centred])"),
 ]  # fmt: skip
 
 
