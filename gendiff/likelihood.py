@@ -214,12 +214,18 @@ def _probes(
     if kind == "exact":
         live = int(space.sum(torch.ones_like(x)).max().round())
         return (space.noise(_Basis(x), k) for k in range(live))
-    if kind not in ("rademacher", "gaussian") or noise is None:
+    if kind not in ("rademacher", "sphere") or noise is None:
         raise SamplingError(
-            f"probes={kind!r}: choose exact, or rademacher or gaussian with a noise source"
+            f"probes={kind!r}: choose exact, or rademacher or sphere with a noise source"
         )
-    source = _Signs(noise) if kind == "rademacher" else noise
-    return (space.noise(source, k).to(x) for k in range(count))
+    if kind == "rademacher":
+        return (space.noise(_Signs(noise), k).to(x) for k in range(count))
+    return (_on_sphere(space, space.noise(noise, k).to(x)) for k in range(count))
+
+
+def _on_sphere(space: Space, x: Tensor) -> Tensor:
+    square = space.sum(x.square()).clamp(min=torch.finfo(x.dtype).tiny)
+    return x * space.expand((space.dof().to(x) / square).sqrt())
 
 
 def ode_log_likelihood(
@@ -248,8 +254,11 @@ def ode_log_likelihood(
         schedule: The schedule, one for the whole state.
         steps: Steps of the method.
         sigma_min: Smallest sigma / alpha.
-        probes: ``"exact"`` divergence, a pass for each element; ``"rademacher"`` or
-            ``"gaussian"``: Hutchinson's unbiased estimate with the same probes on the whole way.
+        probes: ``"exact"`` divergence, a pass for each element; ``"rademacher"`` or ``"sphere"``:
+            Hutchinson's unbiased estimate with the same probes on the whole way, of independent
+            signs, or uniform on the sphere of squared radius dof. Where the denoiser only scales,
+            as it nearly does close to the data, signs have no spread but in a subspace, and the
+            sphere has none.
         noise: Source of the probes, draw k for probe k.
         count: How many probes.
 
@@ -278,6 +287,7 @@ def ode_log_likelihood(
         t = min(schedule.inverse(log_snr).item(), 1.0)
         alpha, sigma, _ = schedule.level(t)
         norm = math.hypot(alpha, sigma)
+        cos = alpha / norm
         with torch.enable_grad():
             x_t = (norm * z).detach().requires_grad_()
             x_hat = denoiser(x_t, t)
@@ -286,7 +296,6 @@ def ode_log_likelihood(
                 more = index + 1 < len(vectors)
                 (pull,) = torch.autograd.grad(x_hat, x_t, vector, retain_graph=more)
                 trace += space.sum(pull * vector).double()
-        cos = alpha / norm
         return cos**2 * z - cos * x_hat.detach(), cos**2 * dof - alpha * scale * trace
 
     h = (last - first) / steps
