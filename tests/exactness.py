@@ -218,6 +218,8 @@ def weights(g: SimpleNamespace) -> None:
     x_t = alpha * x + sigma * eps
     eps_hat = (x_t - alpha * x_hat) / sigma
     error, snr = (x_hat - x) ** 2, (alpha / sigma) ** 2
+    later = t.clone().requires_grad_()
+    (rate,) = torch.autograd.grad(schedule.log_snr(later).sum(), later)
     expected = {
         "eps": (eps_hat - eps) ** 2,
         "x": error,
@@ -225,6 +227,9 @@ def weights(g: SimpleNamespace) -> None:
         "flow": ((eps_hat - x_hat) - (eps - x)) ** 2,
         "edm": ((sigma / alpha) ** 2 + std**2) / (sigma / alpha * std) ** 2 * error,
         "min_snr": snr.clamp(max=5) * error,
+        "p2": (eps_hat - eps) ** 2 / (1 + snr),
+        "vlb": -rate[:, None] / 2 * (eps_hat - eps) ** 2,
+        "sigmoid": -rate[:, None] / 2 / (1 + snr * math.exp(-2)) * (eps_hat - eps) ** 2,
     }
     assert set(expected) == set(g.objective.WEIGHTS)
 
@@ -243,6 +248,25 @@ def weights(g: SimpleNamespace) -> None:
             )
             near(loss.per_sample, value.mean(1), 1e-10)
             near(loss.mean, value.mean(), 1e-10)
+
+
+def densities(g: SimpleNamespace) -> None:
+    """Of the log-SNR, for times of each density: -d log snr / dt is 2 / t (1 - t) for a flow."""
+    t, o = torch.tensor([0.1, 0.5, 0.8], dtype=torch.float64), g.objective
+    flow, cosine, log_odds = g.schedules.Flow(), g.schedules.Cosine(), torch.logit(t)
+
+    def law(x: Any, mean: float, std: float) -> Any:
+        return torch.exp(-(((x - mean) / std) ** 2) / 2) / std / math.sqrt(2 * math.pi)
+
+    near(o.Uniform().log_snr_density(t, flow).exp(), t * (1 - t) / 2)
+    near(o.Uniform().log_snr_density(t, cosine).exp(), torch.sin(math.pi * t) / 2 / math.pi)
+    # log snr is -2 logit(t) for a flow, and log(sigma / alpha) is logit(t)
+    expected = law(log_odds, 0.3, 1.4) / 2
+    near(o.LogitNormal(0.3, 1.4).log_snr_density(t, flow).exp(), expected)
+    near(o.LogNormal(0.3, 1.4).log_snr_density(t, flow).exp(), expected)
+    parts = o.Uniform().log_snr_density(t, g.schedules.Parts((flow, cosine)))
+    expected = torch.stack([t * (1 - t) / 2, torch.sin(math.pi * t) / 2 / math.pi], 1)
+    near(parts.exp(), expected)
 
 
 def variance_bound(g: SimpleNamespace) -> None:
@@ -445,6 +469,7 @@ CHECKS: tuple[Callable[[SimpleNamespace], None], ...] = (
     bound_denoiser,
     driver,
     weights,
+    densities,
     variance_bound,
     bound_terms,
     bins,

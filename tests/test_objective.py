@@ -11,7 +11,17 @@ from torch import Tensor
 
 from gendiff.denoiser import PREDICTIONS, Denoiser
 from gendiff.noise import StepNoise
-from gendiff.objective import WEIGHTS, Eps, LogitNormal, LogNormal, Objective, Uniform, V, X
+from gendiff.objective import (
+    WEIGHTS,
+    Eps,
+    LogitNormal,
+    LogNormal,
+    Objective,
+    Times,
+    Uniform,
+    V,
+    X,
+)
 from gendiff.samplers import posterior
 from gendiff.schedules import EDM, Cosine, Flow, Parts, Schedule, VPLinear
 from gendiff.spaces import Batch, Cond, Dense, Space
@@ -20,7 +30,9 @@ from gendiff.testing import Gaussian
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-@pytest.mark.parametrize("check", [exactness.weights, exactness.variance_bound])
+@pytest.mark.parametrize(
+    "check", [exactness.weights, exactness.densities, exactness.variance_bound]
+)
 def test_formulas(check: object) -> None:
     check(exactness.engine())  # type: ignore[operator]
 
@@ -36,6 +48,8 @@ def test_one_loss_from_every_prediction(weight: str, schedule: Schedule, space: 
     t = torch.tensor([0.2, 0.5, 0.85])
     alpha, sigma = (layout.expand(v) for v in schedule(t))
     log_w = WEIGHTS[weight]()(schedule.log_snr(t), std)
+    if WEIGHTS[weight].integral:
+        log_w = log_w - Uniform().log_snr_density(t, schedule)
     expected = log_w.exp() * layout.mean((law(alpha * x + sigma * eps, t) - x).square())
     for prediction in PREDICTIONS:
         denoiser = Denoiser(
@@ -64,6 +78,40 @@ def test_exact_denoiser_reaches_the_posterior_variance(schedule: Schedule, t: fl
     alpha, sigma, _ = schedule.level(t)
     expected = v * sigma**2 / (alpha**2 * v + sigma**2)
     assert abs(loss.mean / expected - 1) < 5 * math.sqrt(2 / n)
+
+
+@pytest.mark.parametrize("times", [Uniform(), LogitNormal(-1.0, 1.5), LogNormal(-1.0, 2.0)])
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
+def test_the_bound_s_weight_gives_the_bound(schedule: Schedule, times: Times) -> None:
+    r"""The loss, the prior's and the decoder's terms are the entropy of Gaussian data.
+
+    The error of the exact denoiser is :math:`A x + B \epsilon`: over the four signs of
+    :math:`x = \pm \sqrt v`, :math:`\epsilon = \pm 1` its mean square has no spread, and the mean
+    over times is a quadrature, at midpoints in u from the time where log-SNR is 9 on.
+    """
+    v, n = 0.3, 4000
+    grid = (torch.arange(20_000) + 0.5) / 20_000
+    u = torch.exp(-18 * (1 - grid)) if times == Uniform() else grid  # finer near the data
+    first = schedule.inverse(torch.tensor([9.0])).item()
+    del n
+    t = times(u, schedule)
+    share = u * 18 if times == Uniform() else torch.ones_like(u)
+    inside = (t > first) & (t < 1)
+    t, share = t[inside], share[inside]
+    x = math.sqrt(v) * torch.tensor([[1.0, 1.0]]).expand(len(t), 2)
+    eps = torch.tensor([[1.0, -1.0]]).expand(len(t), 2)
+    space = Dense((len(t), 2))
+    law = Gaussian(schedule, space, torch.zeros(space.shape), v)
+    denoiser = Denoiser(ExactNetwork("v", schedule, law, 1.0), schedule, "v")
+    loss = Objective(times, WEIGHTS["vlb"]()).at(denoiser, Batch(x, space), t, eps)
+    integral = (share * loss.per_sample).sum().item() / 20_000
+    low = schedule.level(1.0).log_snr
+    expected = (math.log1p(v * math.exp(9)) - math.log1p(v * math.exp(low))) / 2
+    near(integral, expected, 5e-3)
+    # s^2 = 1 / snr at the first time: -log p = decoder + integral + prior
+    decoder = (math.log(2 * math.pi * math.exp(-9)) + v * math.exp(9) / (1 + v * math.exp(9))) / 2
+    entropy = (1 + math.log(2 * math.pi * v)) / 2
+    near(decoder + integral + v * math.exp(low) / 2, entropy, 6e-3)
 
 
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES.keys())
