@@ -70,9 +70,14 @@ class Times(ABC):
 
     def log_snr_density(self, t: Tensor, schedule: Schedule) -> Tensor:
         """The logarithm of the density of the log-SNR, at times t, of the shape of the log-SNR."""
-        _, rate = torch.func.jvp(schedule.log_snr, (t,), (torch.ones_like(t),))
-        density = self.log_density(t)
-        return density.reshape(-1, *[1] * (rate.ndim - 1)) - (-rate).log()
+        with torch.enable_grad():
+            t = t.detach().requires_grad_()
+            log_snr = schedule.log_snr(t)
+            columns = log_snr.reshape(len(t), -1).unbind(1)
+            rates = [torch.autograd.grad(c.sum(), t, retain_graph=True)[0] for c in columns]
+        log_rate = (-torch.stack(rates, 1)).log().reshape(log_snr.shape)
+        density = self.log_density(t.detach())
+        return density.reshape(-1, *[1] * (log_rate.ndim - 1)) - log_rate
 
 
 @dataclass(frozen=True)

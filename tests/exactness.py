@@ -253,19 +253,19 @@ def weights(g: SimpleNamespace) -> None:
 def densities(g: SimpleNamespace) -> None:
     """Of the log-SNR, for times of each density: -d log snr / dt is 2 / t (1 - t) for a flow."""
     t, o = torch.tensor([0.1, 0.5, 0.8], dtype=torch.float64), g.objective
-    flow, cosine, log_odds = g.schedules.Flow(), g.schedules.Cosine(), torch.logit(t)
+    flow, edm, log_odds = g.schedules.Flow(), g.schedules.EDM(), torch.logit(t)
 
     def law(x: Any, mean: float, std: float) -> Any:
         return torch.exp(-(((x - mean) / std) ** 2) / 2) / std / math.sqrt(2 * math.pi)
 
     near(o.Uniform().log_snr_density(t, flow).exp(), t * (1 - t) / 2)
-    near(o.Uniform().log_snr_density(t, cosine).exp(), torch.sin(math.pi * t) / 2 / math.pi)
+    near(o.Uniform().log_snr_density(t, edm).exp(), t / 2)
     # log snr is -2 logit(t) for a flow, and log(sigma / alpha) is logit(t)
     expected = law(log_odds, 0.3, 1.4) / 2
     near(o.LogitNormal(0.3, 1.4).log_snr_density(t, flow).exp(), expected)
     near(o.LogNormal(0.3, 1.4).log_snr_density(t, flow).exp(), expected)
-    parts = o.Uniform().log_snr_density(t, g.schedules.Parts((flow, cosine)))
-    expected = torch.stack([t * (1 - t) / 2, torch.sin(math.pi * t) / 2 / math.pi], 1)
+    parts = o.Uniform().log_snr_density(t, g.schedules.Parts((flow, edm)))
+    expected = torch.stack([t * (1 - t) / 2, t / 2], 1)
     near(parts.exp(), expected)
 
 
