@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import exactness
 import pytest
 import torch
-from oracle_tools import SCHEDULES, SPACES, normal, slope, streams
+from oracle_tools import SCHEDULES, SPACES, Columns, normal, parts_of, slope, streams
 from torch import Tensor
 
 from gendiff.errors import SamplingError
 from gendiff.grids import LogSNR, UniformTime
 from gendiff.likelihood import Bins, _probes, ode_log_likelihood, variational_bound
-from gendiff.schedules import EDM, Cosine, Schedule
+from gendiff.schedules import EDM, Cosine, Parts, Schedule
 from gendiff.spaces import Batch, Dense, Masked, Ragged, Space
 from gendiff.testing import Gaussian, Mixture
 
@@ -264,6 +264,29 @@ def test_the_bound_falls_to_the_entropy(schedule: Schedule, variance: str) -> No
         assert gaps[-1] < 0.05
 
 
+@pytest.mark.parametrize("variance", ["small", "large"])
+@pytest.mark.parametrize("name", SPACES)
+def test_parts_of_the_bound(name: str, variance: str) -> None:
+    """Parts under schedules of their own: the sum of what each part has alone."""
+    space, schedules, times = SPACES[name], (Cosine(), EDM()), [1.0, 0.6, 0.2, 0.05, 0.0]
+    noise = streams(space, 3)
+    x = space.noise(streams(space, 2), 0)
+    whole = variational_bound(
+        lambda x_t, t: space.project(torch.sin(x_t)),
+        Batch(x, space), Parts(schedules), times, noise, variance,
+    )  # fmt: skip
+    alone = [
+        variational_bound(
+            lambda x_t, t, part=part: part.project(torch.sin(x_t)),
+            Batch(x[:, a:b], part), schedule, times, Columns(noise, a, b, 5), variance,
+        )
+        for schedule, (part, a, b) in zip(schedules, parts_of(space), strict=True)
+    ]  # fmt: skip
+    torch.testing.assert_close(whole.prior, sum(bound.prior for bound in alone))
+    torch.testing.assert_close(whole.steps, sum(bound.steps for bound in alone))
+    torch.testing.assert_close(whole.decoder, sum(bound.decoder for bound in alone))
+
+
 @dataclass(frozen=True)
 class Headed:
     """A denoiser with a variance head that says one number."""
@@ -309,5 +332,7 @@ def test_what_is_refused() -> None:
         ode_log_likelihood(model, batch, Cosine(), probes="sphere")
     with pytest.raises(SamplingError, match="at least 1"):
         ode_log_likelihood(model, batch, Cosine(), steps=0)
+    with pytest.raises(SamplingError, match="one schedule"):
+        ode_log_likelihood(model, batch, Parts((Cosine(), EDM())))
     with pytest.raises(SamplingError, match="not below"):
         ode_log_likelihood(model, batch, Cosine(), sigma_min=1e6)
