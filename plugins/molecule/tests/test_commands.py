@@ -19,6 +19,7 @@ SMALL = [
     "molecule.pair_width=8",
     "molecule.layers=1",
     "molecule.heads=2",
+    "molecule.regressor_steps=20",
     "train.steps=20",
     "train.batch_size=16",
     "train.sample_every_steps=0",
@@ -75,6 +76,33 @@ def test_sample_film_and_evaluate(trained: Path) -> None:
         for measure in result["measures"]
         if measure["name"] in ("validity", "connected")
     )
+
+
+def test_edit_and_steer(trained: Path) -> None:
+    run = "runs/molecule/default"
+    (trained / "furan.smi").write_text("c1ccoc1\n")
+    done = gendiff("edit", run, "furan.smi", "--keep", "c1ccoc1", "-n", "3", cwd=trained)
+    assert "3 samples in runs/molecule/default/generated/furan-seed-0" in done.stdout
+    folder = trained / run / "generated" / "furan-seed-0"
+    mol = next(iter(Chem.SDMolSupplier(str(folder / "00000.sdf"), sanitize=False)))
+    assert [atom.GetSymbol() for atom in mol.GetAtoms()][:5] == ["C", "C", "C", "O", "C"]
+    (trained / "ethanol.smi").write_text("CCO\n")
+    vary = ("--noise", "0.4", "--toward", "logp=1", "-n", "2")
+    assert "2 samples" in gendiff("edit", run, "ethanol.smi", *vary, cwd=trained).stdout
+    for args, line in (
+        (("edit", run, "ethanol.smi"), "error: edit: say what to keep (--keep) or"),
+        (
+            ("edit", run, "ethanol.smi", "--noise", "99"),
+            "error: noise=99: this model's noise goes",
+        ),
+        (("edit", run, "none.smi", "--keep", "C"), "error: edit: none.smi is no file"),
+        (("sample", run, "--toward", "logp=high"), "error: --toward logp: a number is needed"),
+        (("sample", run, "--toward", "gap=1"), "error: toward: unknown property 'gap'."),
+    ):
+        done = gendiff(*args, cwd=trained, ok=False)
+        assert done.returncode == 2
+        assert done.stderr.startswith(line)
+        assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
