@@ -17,7 +17,7 @@ weight      w(snr)                                       mean squared error of
 ``flow``    :math:`(1 + \sqrt{snr})^2`                   the velocity of rectified flow
 ``edm``     :math:`snr + 1 / s^2`                        F, with EDM's preconditioning (table 1)
 ``min_snr`` :math:`\min(snr, \gamma)`                    Hang et al., 2023, eq. 8
-``p2``      :math:`snr / (k + snr)^\gamma`                Choi et al., 2022, eq. 8
+``p2``      :math:`snr / (k + snr)^\gamma`                Choi et al., 2022
 ``vlb``     :math:`snr / 2 p(\lambda)`                    the variational bound, below
 ``sigmoid`` ``vlb``'s times sigmoid(b - λ)                Kingma & Gao, 2023
 =========  ===========================================  =========================================
@@ -202,10 +202,14 @@ class MinSNR(Weight):
 
 @dataclass(frozen=True)
 class P2(Weight):
-    """snr / (k + snr)^gamma (Choi et al., 2022, https://arxiv.org/abs/2204.00227, eq. 8)."""
+    """snr / (k + snr)^gamma (Choi et al., 2022, https://arxiv.org/abs/2204.00227)."""
 
     gamma: float = 1.0
     k: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.k > 0:
+            raise ValueError(f"k={self.k}: a positive number is needed")
 
     def __call__(self, log_snr: Tensor, data_std: float) -> Tensor:
         log_k = log_snr.new_tensor(math.log(self.k))
