@@ -19,7 +19,10 @@ name            method                                                source
 ``ddim``        eta = 0 the ODE, eta = 1 ancestral                    Song et al., 2021, eq. 12
 ``euler``       Euler in sigma / alpha, with churn                    Karras et al., 2022
 ``heun``        Heun in sigma / alpha, with churn                     Karras et al., 2022, alg. 2
+``dpm++2s``     exponential singlestep of order 2, two calls          Lu et al., 2022, alg. 1
 ``dpm++2m``     exponential multistep of order 2                      Lu et al., 2022, alg. 2
+``dpm++3m``     exponential multistep of order 3, exact               Lu et al., 2022
+``dpm++2m_sde`` the reverse SDE, multistep of order 2                 Lu et al., 2022, sec. 4
 =============  ====================================================  ==========================
 
 Both ends may be infinite in lambda. At s = 0 every method gives x_hat itself; a step from a state
@@ -182,6 +185,9 @@ class DDIM(Sampler):
     .. math:: x_s = \alpha_s \hat x + \sqrt{\sigma_s^2 - \tau^2}\, \hat\epsilon + \tau z, \quad
               \tau = \eta\, \sigma_s \sqrt{1 - (\alpha_t \sigma_s / \alpha_s \sigma_t)^2}
 
+    k-diffusion's ``sample_euler_ancestral`` is this method at the same eta: its sigma_up is
+    tau / alpha_s and its step in x / alpha is eq. 12. So it has no name of its own here.
+
     Args:
         eta: Scale of the *standard deviation* of the noise: 0 the ODE, 1 ancestral sampling.
     """
@@ -329,12 +335,106 @@ class DPMSolverPP2M(Sampler):
         return steps
 
 
+@dataclass(frozen=True)
+class DPMSolverPP2S(Sampler):
+    r"""DPM-Solver++(2S) (Lu et al., 2022, https://arxiv.org/abs/2211.01095, algorithm 1, r = 1/2).
+
+    One step of DDIM to the middle u of the interval in lambda, then
+    :math:`x_s = \frac{\sigma_s}{\sigma_t} x_t + \alpha_s (1 - e^{-h}) \hat x_u`. Two network
+    calls a step, one where either end is infinite in lambda.
+    """
+
+    order: ClassVar[int] = 2
+
+    def table(self, schedule: Schedule, times: list[float]) -> list[Step]:
+        steps = []
+        for t, s in zip(times, times[1:], strict=False):
+            now, end = schedule.level(t), schedule.level(s)
+            whole = _first_order(t, now, end)
+            stages: tuple[Stage, ...] = (whole,)
+            if now.alpha > 0 and end.sigma > 0:
+                middle = torch.tensor((now.log_snr + end.log_snr) / 2, dtype=torch.float64)
+                u = schedule.inverse(middle).item()
+                stages = (_first_order(t, now, schedule.level(u)), whole._replace(t=u))
+            steps.append(Step(t, s, stages))
+        return steps
+
+
+@dataclass(frozen=True)
+class DPMSolverPP3M(Sampler):
+    """DPM-Solver++(3M) (Lu et al., 2022), the parabola through three estimates integrated exactly.
+
+    The order rises as estimates come and falls to 2 and 1 on the last two steps into the data.
+    """
+
+    order: ClassVar[int] = 3
+
+    def table(self, schedule: Schedule, times: list[float]) -> list[Step]:
+        steps, nodes = [], list[float]()
+        into_data = schedule.level(times[-1]).sigma == 0
+        for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
+            now, end = schedule.level(t), schedule.level(s)
+            stage = _first_order(t, now, end)
+            nodes = [_lam(now), *nodes] if now.alpha > 0 else []
+            count = min(3, len(nodes), len(times) - 1 - i if into_data else 3)
+            if count > 1:
+                weights = exponential_weights(nodes[:count], _lam(now), _lam(end))
+                stage = stage._replace(b=tuple(end.alpha * w for w in weights))
+            steps.append(Step(t, s, (stage,)))
+        return steps
+
+
+@dataclass(frozen=True)
+class SDEDPMSolverPP2M(Sampler):
+    r"""SDE-DPM-Solver++(2M) (Lu et al., 2022, section 4), with k-diffusion's eta.
+
+    .. math:: x_s = \frac{\sigma_s}{\sigma_t} e^{-\eta h} x_t
+              + \alpha_s \int_{\lambda_t}^{\lambda_s} (1 + \eta) e^{(1 + \eta)(l - \lambda_s)}
+              \hat x(l)\, dl + \sigma_s \sqrt{1 - e^{-2 \eta h}}\, z
+
+    for the line through two estimates. Exact in mean and variance for a constant estimate.
+
+    Args:
+        eta: Rate of the noise: 0 is DPM-Solver++(2M), 1 the reverse SDE. Between these it is not
+            DDIM's eta, which scales a standard deviation.
+    """
+
+    eta: float = 1.0
+    order: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta < math.inf:
+            raise ValueError(f"eta={self.eta}: a finite number of at least 0 is needed")
+
+    def table(self, schedule: Schedule, times: list[float]) -> list[Step]:
+        steps = []
+        before: float | None = None
+        for t, s in zip(times, times[1:], strict=False):
+            now, end = schedule.level(t), schedule.level(s)
+            stage = _first_order(t, now, end)
+            rate, h = 1 + self.eta, _lam(end) - _lam(now)
+            if end.sigma > 0:
+                decay = math.exp(-self.eta * h) if self.eta else 1.0
+                nodes = [_lam(now)] if before is None else [_lam(now), before]
+                weights = exponential_weights(
+                    [rate * node for node in nodes], rate * _lam(now), rate * _lam(end)
+                )
+                c = end.sigma * math.sqrt(1 - decay**2)
+                stage = Stage(t, stage.a * decay, tuple(end.alpha * w for w in weights), c)
+            steps.append(Step(t, s, (stage,)))
+            before = _lam(now) if now.alpha > 0 else None
+        return steps
+
+
 SAMPLERS: dict[str, type[Sampler]] = {
     "ddpm": DDPM,
     "ddim": DDIM,
     "euler": Euler,
     "heun": Heun,
+    "dpm++2s": DPMSolverPP2S,
     "dpm++2m": DPMSolverPP2M,
+    "dpm++3m": DPMSolverPP3M,
+    "dpm++2m_sde": SDEDPMSolverPP2M,
 }
 
 
@@ -363,7 +463,10 @@ def make_table(sampler: Sampler, schedule: Schedule, times: list[float]) -> list
     return _zip([sampler.table(part, times) for part in schedule.schedules])
 
 
-_CHURNED = "churn moves the parts of a state to different times; use churn=0"
+_CHURNED = (
+    "this sampler moves the parts of a state to different times; use churn=0, or a sampler that "
+    "calls the network at the grid's times only"
+)
 
 
 def _zip(tables: list[Any]) -> Any:
