@@ -408,21 +408,21 @@ class SDEDPMSolverPP2M(Sampler):
 
     def table(self, schedule: Schedule, times: list[float]) -> list[Step]:
         steps = []
-        before: float | None = None
+        past: float | None = None
         for t, s in zip(times, times[1:], strict=False):
             now, end = schedule.level(t), schedule.level(s)
             stage = _first_order(t, now, end)
             rate, h = 1 + self.eta, _lam(end) - _lam(now)
             if end.sigma > 0:
                 decay = math.exp(-self.eta * h) if self.eta else 1.0
-                nodes = [_lam(now)] if before is None else [_lam(now), before]
+                nodes = [_lam(now)] if past is None else [_lam(now), past]
                 weights = exponential_weights(
                     [rate * node for node in nodes], rate * _lam(now), rate * _lam(end)
                 )
                 c = end.sigma * math.sqrt(1 - decay**2)
                 stage = Stage(t, stage.a * decay, tuple(end.alpha * w for w in weights), c)
             steps.append(Step(t, s, (stage,)))
-            before = _lam(now) if now.alpha > 0 else None
+            past = _lam(now) if now.alpha > 0 else None
         return steps
 
 

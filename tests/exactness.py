@@ -165,6 +165,31 @@ def multistep_rows(g: SimpleNamespace) -> None:
         near([table[3].stages[0].a, *table[3].stages[0].b], [0, 1])
 
 
+def solver_rows(g: SimpleNamespace) -> None:
+    """2S as in Lu et al., 2022, algorithm 1; 3M on a parabola; SDE-2M on a constant."""
+    schedule, times = g.schedules.VPLinear(), [1.0, 0.8, 0.65, 0.4, 0.3]
+    lam = [schedule.level(t).log_snr / 2 for t in times]
+    for step, one, two in zip(
+        g.samplers.DPMSolverPP2S().table(schedule, times), lam, lam[1:], strict=False
+    ):
+        _first, second = step.stages
+        near(schedule.level(second.t).log_snr / 2, (one + two) / 2, 1e-9)
+        end, now = schedule.level(step.s), schedule.level(step.t)
+        near([second.a, *second.b], [end.sigma / now.sigma, -end.alpha * math.expm1(one - two)])
+    for i, step in enumerate(g.samplers.DPMSolverPP3M().table(schedule, times)[2:], 2):
+        (stage,) = step.stages
+        for degree in range(3):
+            found = sum(b * (lam[i - j] - lam[i + 1]) ** degree for j, b in enumerate(stage.b))
+            expected = schedule.level(step.s).alpha * exponential_moment(
+                lam[i + 1] - lam[i], degree
+            )
+            near(found, expected, 1e-13)
+    for step in g.samplers.SDEDPMSolverPP2M(0.7).table(schedule, times):
+        (stage,), now, end = step.stages, schedule.level(step.t), schedule.level(step.s)
+        near(stage.a * now.alpha + sum(stage.b), end.alpha)
+        near((stage.a * now.sigma) ** 2 + stage.c**2, end.sigma**2)
+
+
 LEVELS = ((1.0, 0.01), (1.0, 7.0), (0.6, 0.8), (0.999, 0.045), (0.3, 0.7), (0.02, 0.98))
 
 
@@ -343,6 +368,7 @@ CHECKS: tuple[Callable[[SimpleNamespace], None], ...] = (
     churn_rows,
     multistep_weights,
     multistep_rows,
+    solver_rows,
     predictions,
     edm_table,
     bound_denoiser,

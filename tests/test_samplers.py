@@ -81,6 +81,7 @@ EVERY = {**DETERMINISTIC, **STOCHASTIC}
         exactness.churn_rows,
         exactness.multistep_weights,
         exactness.multistep_rows,
+        exactness.solver_rows,
         exactness.driver,
     ],
 )
