@@ -331,7 +331,7 @@ def judge(path: Path, seed: int) -> dict[str, Any]:
     import torch
 
     from gendiff import config, plugins
-    from gendiff.cli import cache_folder
+    from gendiff.runs import cache_folder
     from gendiff.spaces import Batch, Dense
 
     torch.set_num_threads(1)

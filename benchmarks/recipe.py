@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 from gendiff import config, plugins, runs
-from gendiff.cli import cache_folder
 from gendiff.evaluate import heldout_loss
+from gendiff.runs import cache_folder
 from gendiff.spaces import join
 from gendiff.train import Trainer
 

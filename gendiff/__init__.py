@@ -29,6 +29,8 @@ _HOME = {
     "Section": "gendiff.modality",
     "DataReport": "gendiff.modality",
     "Request": "gendiff.modality",
+    "Given": "gendiff.modality",
+    "Property": "gendiff.modality",
     "Measure": "gendiff.modality",
     "Denoiser": "gendiff.denoiser",
     "Objective": "gendiff.objective",

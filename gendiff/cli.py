@@ -5,7 +5,6 @@ A user's mistake ends with one line and exit code 2; ``--debug`` shows the trace
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from pathlib import Path
@@ -138,56 +137,86 @@ def _settings(model: Any, options: dict[str, Any]) -> Any:
     return model.settings(**changes)
 
 
+def _making(function: Any) -> Any:
+    for decorator in (
+        click.option("--film", is_flag=True, help="Also draw how sample 0 came about, as a GIF."),
+        click.option(
+            "--out",
+            type=click.Path(path_type=Path),
+            help="Folder for the files.  [default: in RUN/generated]",
+        ),
+        click.option(
+            "--toward",
+            "targets",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="Steer to a value of a differentiable property of the modality.",
+        ),
+        click.option(
+            "--cond",
+            "conditions",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="What to sample, as the modality understands it: label=7.",
+        ),
+        click.option("-n", "count", type=click.IntRange(min=1), help="How many."),
+    ):
+        function = decorator(function)
+    return _sampling(function)
+
+
 @main.command()
-@_sampling
-@click.option(
-    "-n", "count", type=click.IntRange(min=1), default=64, show_default=True, help="How many."
-)
-@click.option(
-    "--cond",
-    "conditions",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="What to sample, as the modality understands it: label=7.",
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="Folder for the files.  [default: RUN/generated/seed-SEED]",
-)
-@click.option("--film", is_flag=True, help="Also draw how sample 0 came about, as a GIF.")
-def sample(
-    folder: Path,
-    count: int,
-    conditions: tuple[str, ...],
-    out: Path | None,
-    film: bool,
-    **options: Any,
-) -> None:
+@_making
+def sample(folder: Path, count: int | None, **options: Any) -> None:
     """Draw samples from a run: a file each, and a preview of all.
 
     \b
     gendiff sample runs/NAME/default -n 100 --steps 20 --cond label=7
     gendiff sample runs/NAME/default --sampler '{name: heun, churn: 40}'
     """
-    from gendiff import config, console, generate
+    _make_samples(folder, count or 64, options)
+
+
+@main.command()
+@_making
+@click.argument("source", metavar="FILE", type=click.Path(path_type=Path))
+@click.option("--keep", help="What of the file stays, in the modality's words; the rest is made.")
+@click.option("--noise", type=float, help="Vary: noise on the file first, as sigma / alpha.")
+def edit(folder: Path, count: int | None, **options: Any) -> None:
+    """Make samples of a file: keep a part and make the rest, or vary all of it.
+
+    \b
+    gendiff edit RUN FILE --keep PART        inpainting
+    gendiff edit RUN FILE --noise 0.5        variations, the wilder the more noise
+    """
+    _make_samples(folder, count or 16, options)
+
+
+def _make_samples(folder: Path, count: int, options: dict[str, Any]) -> None:
+    from gendiff import console, generate
     from gendiff.spaces import join
 
     model = generate.load(folder, options["device"])
     settings = _settings(model, options)
-    values: dict[str, Any] = {}
-    for text in conditions:
-        values |= config.parse_override(text)
-    out = out or model.run.folder / "generated" / f"seed-{options['seed']}"
+    wish = generate.Wish(
+        _pairs(options["conditions"]),
+        {k: _number(k, v) for k, v in _pairs(options["targets"]).items()},
+        options.get("source"),
+        options.get("keep"),
+        options.get("noise"),
+    )
+    seed, out = options["seed"], options["out"]
+    name = f"seed-{seed}" if wish.source is None else f"{wish.source.stem}-seed-{seed}"
+    out = out or model.run.folder / "generated" / name
     run, ids = model.run, list(range(count))
     batches: list[Any] = []
     paths: list[Path] = []
     with console.progress(count, 0, "samples") as bar:
-        for batch in model.batches(ids, settings, options["seed"], values):
+        for batch in model.batches(ids, settings, seed, wish):
             batch = batch.to("cpu")
             if not batches:
                 _make_folder(out)
-            done = sum(b.space.batch_size for b in batches)
+            done = len(paths)
             size = batch.space.batch_size
             paths += run.modality.write(
                 run.section, run.facts, batch, out, ids[done : done + size]
@@ -195,12 +224,28 @@ def sample(
             batches.append(batch)
             bar(done + size)
     preview = run.modality.preview(run.section, run.facts, join(batches), out / "preview.png")
-    console.say(f"{len(paths)} samples in {out} ({model.calls(settings)} network calls each)")
+    calls = model.calls(settings, wish)
+    console.say(f"{count} samples in {out} ({calls} network calls each)")
     console.say(f"preview: {preview}")
-    if film:
-        frames = model.film(0, settings, options["seed"], values)
+    if options["film"]:
+        frames = model.film(0, settings, seed, wish)
         path = run.modality.film(run.section, run.facts, frames, out / "film.gif")
         console.say(f"film: {path}" if path else f"{run.modality.name} draws no films")
+
+
+def _pairs(texts: tuple[str, ...]) -> dict[str, Any]:
+    from gendiff import config
+
+    values: dict[str, Any] = {}
+    for text in texts:
+        values |= config.parse_override(text)
+    return values
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigError(f"--toward {name}: a number is needed, got {value!r}")
+    return float(value)
 
 
 def _make_folder(path: Path) -> None:
@@ -218,20 +263,14 @@ def _make_folder(path: Path) -> None:
 def evaluate(folder: Path, count: int | None, **options: Any) -> None:
     """Judge a run: the modality's metrics beside real data, and the held-out loss."""
     from gendiff import evaluate as judging
-    from gendiff import generate
+    from gendiff import generate, runs
 
     model = generate.load(folder, options["device"])
     settings = _settings(model, options)
     n = count or model.run.modality.sample_count(model.run.facts)
-    result = judging.evaluate(model, settings, n, options["seed"], cache_folder())
+    result = judging.evaluate(model, settings, n, options["seed"], runs.cache_folder())
     judging.show(result)
     click.echo(f"written to {model.run.folder / 'evaluation.json'}")
-
-
-def cache_folder() -> Path:
-    """Where derived data may be kept: ``GENDIFF_CACHE``, or gendiff in the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
-    return Path(os.environ.get("GENDIFF_CACHE", Path(base) / "gendiff"))
 
 
 @main.group(cls=Commands, invoke_without_command=True)

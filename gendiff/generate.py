@@ -11,25 +11,51 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gendiff import checkpoint, config, console, runs
 from gendiff.config import SampleConfig
 from gendiff.denoiser import Denoiser
+from gendiff.editing import Kept, time_of_noise
 from gendiff.errors import CheckpointError, ConfigError
 from gendiff.guidance import ClassifierFree
-from gendiff.modality import Request
+from gendiff.modality import Given, Property, Request
 from gendiff.noise import Streams
 from gendiff.runs import Run
-from gendiff.samplers import State, network_calls, states
+from gendiff.samplers import State, network_calls, start, states
 from gendiff.spaces import Batch, join
+from gendiff.steering import Matched
 
 BLOCK = 16  # rows from which oneDNN's and MKL's kernels treat every row of a batch alike
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What samples are to be.
+
+    Args:
+        cond: Conditions, as the modality understands them: ``{"label": 7}``.
+        toward: Values of differentiable properties of the modality: ``{"logp": 2.0}``.
+        source: A file to edit.
+        keep: What of the file is kept, in the modality's words.
+        noise: How much noise the file gets, as sigma / alpha; None: its part that is not kept
+            is made from nothing.
+    """
+
+    cond: Mapping[str, Any] = field(default_factory=dict)
+    toward: Mapping[str, float] = field(default_factory=dict)
+    source: Path | None = None
+    keep: str | None = None
+    noise: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.source is not None and self.keep is None and self.noise is None:
+            raise ConfigError("edit: say what to keep (--keep) or how much to change (--noise)")
 
 
 @dataclass(frozen=True)
@@ -66,39 +92,85 @@ class Model:
         sources = {f"sample.{k}": "sampling option" for k in layer["sample"]}
         return config.validate(self.run.modality, config.merge(base, layer), sources).sample
 
-    def calls(self, settings: SampleConfig) -> int:
+    def times(self, settings: SampleConfig, wish: Wish) -> list[float]:
+        """The times at which a sampler stands, from the noise that is asked for.
+
+        Raises:
+            SamplingError: There is no such noise.
+        """
+        schedule = self.denoiser.schedule
+        first = 1.0 if wish.noise is None else time_of_noise(schedule, wish.noise)
+        return settings.grid.times(schedule, settings.steps, first)
+
+    def calls(self, settings: SampleConfig, wish: Wish = Wish()) -> int:
         """Network calls for each sample."""
-        times = settings.grid.times(self.denoiser.schedule, settings.steps)
-        calls = network_calls(settings.sampler, self.denoiser.schedule, times)
+        calls = network_calls(settings.sampler, self.denoiser.schedule, self.times(settings, wish))
         return calls * (1 if settings.guidance == 1 else 2)
 
     def trajectories(
-        self, ids: Sequence[int], settings: SampleConfig, seed: int, values: Mapping[str, Any]
+        self, ids: Sequence[int], settings: SampleConfig, seed: int, wish: Wish
     ) -> Iterator[tuple[Batch, State]]:
         """Every state of one batch of samples, with the batch at that state."""
-        run = self.run
-        space, cond = run.modality.templates(run.section, run.facts, Request(ids, seed, values))
-        space = space.to(self.device)
-        cond = None if cond is None else cond.to(self.device)
+        given = self._given(Request(ids, seed, wish.cond), wish)
+        space, cond = given.batch.space, given.batch.cond
+        schedule = self.denoiser.schedule
         denoiser: Any = self.denoiser.bind(space, cond)
         if settings.guidance != 1:
             denoiser = ClassifierFree(denoiser, settings.guidance)
-        schedule = self.denoiser.schedule
-        times = settings.grid.times(schedule, settings.steps)
+        for name, target in wish.toward.items():
+            found = self.property(name)
+            denoiser = Matched(denoiser, space, schedule, found.function, target, found.tolerance)
+        if given.mask is not None:
+            denoiser = Kept(denoiser, space, schedule, given.batch.x, given.mask)
+        times = self.times(settings, wish)
         streams = Streams(seed, tuple(ids), self.device)
+        x = None
+        if wish.source is not None:
+            x = start(space, schedule, times[0], streams, self._first_estimate(given, wish))
         context = (
             torch.autocast(self.device.type, torch.bfloat16) if self.autocast else (nullcontext())
         )
         with context:
-            for state in states(denoiser, space, schedule, settings.sampler, times, streams):
+            for state in states(denoiser, space, schedule, settings.sampler, times, streams, x):
                 yield Batch(state.x, space, cond), state
+
+    def _given(self, request: Request, wish: Wish) -> Given:
+        """The samples' space and conditions, and what a file says of them."""
+        run = self.run
+        if wish.source is None:
+            space, cond = run.modality.templates(run.section, run.facts, request)
+            return Given(Batch(torch.empty(0), space, cond).to(self.device))
+        given = run.modality.given(run.section, run.facts, wish.source, wish.keep, request)
+        mask = None if given.mask is None else given.mask.to(self.device)
+        return Given(given.batch.to(self.device), mask)
+
+    def _first_estimate(self, given: Given, wish: Wish) -> Tensor:
+        """The data to which the first noise is added."""
+        x, space = given.batch.x, given.batch.space
+        if wish.noise is None:  # what is not kept starts from nothing
+            assert given.mask is not None
+            x = space.hold(torch.zeros_like(x), x, given.mask)
+        elif not x.isfinite().all():
+            raise ConfigError(
+                f"noise: {wish.source} does not say what all of a sample is. Leave --noise out"
+            )
+        return x
+
+    def property(self, name: str) -> Property:
+        """A differentiable property of the modality.
+
+        Raises:
+            ConfigError: It has none of this name.
+        """
+        run = self.run
+        return run.modality.property_named(run.section, run.facts, name, runs.cache_folder())
 
     def film(
         self,
         sample: int,
         settings: SampleConfig,
         seed: int = 0,
-        values: Mapping[str, Any] | None = None,
+        wish: Wish = Wish(),
     ) -> list[Batch]:
         """The estimates of one finished sample on its way, a batch of one for each step."""
         self.network.eval()
@@ -106,7 +178,7 @@ class Model:
         row = block.index(sample)
         return [
             Batch(state.x_hat, batch.space, batch.cond).select([row]).to("cpu")
-            for batch, state in self.trajectories(block, settings, seed, values or {})
+            for batch, state in self.trajectories(block, settings, seed, wish)
         ]
 
     def batches(
@@ -114,14 +186,14 @@ class Model:
         ids: Sequence[int],
         settings: SampleConfig,
         seed: int = 0,
-        values: Mapping[str, Any] | None = None,
+        wish: Wish = Wish(),
         poll: Callable[[], None] = lambda: None,
     ) -> Iterator[Batch]:
         """The samples of these ids, batch by batch, in order; ``poll`` is called at every step."""
         self.network.eval()
         for block, wanted in _blocks(ids, settings.batch_size, self.device.type == "cpu"):
             batch = None
-            for batch, _ in self.trajectories(block, settings, seed, values or {}):
+            for batch, _ in self.trajectories(block, settings, seed, wish):
                 poll()
             assert batch is not None
             rows = [block.index(i) for i in wanted]
@@ -139,15 +211,19 @@ class Model:
         seed: int = 0,
         ids: Sequence[int] | None = None,
         cond: Mapping[str, Any] | None = None,
+        toward: Mapping[str, float] | None = None,
+        source: str | Path | None = None,
+        keep: str | None = None,
+        noise: float | None = None,
     ) -> Batch:
-        """Draws samples.
+        """Draws samples, from nothing or from a file.
 
         Args:
             n: How many; the ids are 0 … n - 1.
             steps, sampler, grid, guidance, batch_size: In place of the run's settings.
             seed: The seed; sample i is a function of (model, seed, i).
             ids: Which samples, in place of the first n.
-            cond: What to sample, as the modality understands it: ``{"label": 7}``.
+            cond, toward, source, keep, noise: What to sample; see :class:`Wish`.
 
         Returns:
             A batch; ``.x`` is the tensor.
@@ -162,7 +238,9 @@ class Model:
         chosen = list(range(n)) if ids is None else list(ids)
         if not chosen:
             raise ConfigError("n: at least 1 sample is needed, got 0")
-        return join(list(self.batches(chosen, settings, seed, cond)))
+        path = None if source is None else Path(source)
+        wish = Wish(cond or {}, toward or {}, path, keep, noise)
+        return join(list(self.batches(chosen, settings, seed, wish)))
 
 
 def _blocks(

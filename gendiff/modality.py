@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 
 from gendiff import PLUGIN_API
+from gendiff.errors import ConfigError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from torch.utils.data import Dataset
 
     from gendiff.spaces import Batch, Categories, Cond, Space
+    from gendiff.steering import Function
 
 
 class Section(BaseModel):
@@ -60,6 +62,32 @@ class Request:
     ids: Sequence[int]
     seed: int = 0
     values: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a file gives to the samples that are to be made of it.
+
+    Args:
+        batch: A state for each sample. Where the file says nothing of an element, it is NaN.
+        mask: True where an element is to be kept, of the shape of ``batch.x``; None if nothing is.
+    """
+
+    batch: Batch
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Property:
+    """A differentiable property by which samples may be steered.
+
+    Args:
+        function: The property of each sample, (B,), of estimates of the data.
+        tolerance: A standard deviation in its unit: how well the function knows the property.
+    """
+
+    function: Function
+    tolerance: float
 
 
 @dataclass(frozen=True)
@@ -139,6 +167,36 @@ class Modality(ABC):
         Raises:
             ConfigError: The request names something unknown or out of range.
         """
+
+    def given(
+        self, config: Any, facts: Mapping[str, Any], path: Path, keep: str | None, request: Request
+    ) -> Given:
+        """Reads a file of the kind that :meth:`write` makes, for ``gendiff edit``.
+
+        Args:
+            config: The section.
+            facts: The data's facts.
+            path: The file.
+            keep: What of it is to be kept, in words of the modality's own; None for nothing.
+            request: Which samples to make of it, as for :meth:`templates`.
+
+        Raises:
+            ConfigError: The modality reads no files, or cannot meet what is asked.
+            DataError: The file cannot be used.
+        """
+        raise ConfigError(f"modality '{self.name}' cannot edit: it reads no files")
+
+    def property_named(
+        self, config: Any, facts: Mapping[str, Any], name: str, cache: Path
+    ) -> Property:
+        """The property of this name, for ``--toward name=value``.
+
+        ``cache`` is a folder in which a network that was trained for it may be kept.
+
+        Raises:
+            ConfigError: There is none of this name.
+        """
+        raise ConfigError(f"toward: modality '{self.name}' knows no property '{name}'")
 
     @abstractmethod
     def write(

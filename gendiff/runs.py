@@ -141,6 +141,13 @@ def versions() -> dict[str, str]:
     return found
 
 
+def cache_folder() -> Path:
+    """Where derived data are kept: ``GENDIFF_CACHE``, or gendiff in the user's cache."""
+    if folder := os.environ.get("GENDIFF_CACHE"):
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gendiff"
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file so that readers see the old text or the new, never a half."""
     temporary = path.with_name(path.name + ".tmp")

@@ -569,13 +569,14 @@ def states(
         yield State(index + 1, step.s, x, history[0])
 
 
-def start(space: Space, schedule: Schedule, t: float, noise: NoiseSource) -> Tensor:
-    """Pure noise at the level of time t: sigma_t z."""
-    sigma = schedule(torch.full((1,), t, dtype=torch.float64))[1]
+def start(
+    space: Space, schedule: Schedule, t: float, noise: NoiseSource, x: Tensor | None = None
+) -> Tensor:
+    """A state at time t: pure noise, sigma_t z, or alpha_t x + sigma_t z from data x."""
+    alpha, sigma = schedule(torch.full((space.batch_size,), t, dtype=torch.float64))
     z = space.noise(noise, 0)
-    if sigma.ndim == 1:
-        return z * sigma.item()
-    return z * space.expand(sigma.to(z).expand(space.batch_size, -1))
+    state: Tensor = space.expand(sigma.to(z)) * z
+    return state if x is None else torch.addcmul(state, space.expand(alpha.to(z)), x)
 
 
 def _with_variance(denoiser: DenoiserFn, x: Tensor, t: float) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,10 @@ of points:
 =================== ============================================================================
 ``expand(v)``        a number per sample, (B,) or (B, P), to something that broadcasts against x
 ``mean(v)``          mean over each sample's live elements, (B,)
+``sum(v)``           their sum, (B,)
 ``project(x)``       onto the subspace of valid states (a linear, orthogonal projection)
+``hold(x, k, m)``    the state nearest to x that agrees with k where m is True
+``part(x, m)``       what x and a state that it is held to differ by: x where m is True
 ``dof()``            degrees of freedom of each sample, (B,): the subspace's dimension
 ``noise(source, d)`` unit normal noise in the subspace
 =================== ============================================================================
@@ -49,12 +52,33 @@ class Space(ABC):
         """Broadcasts a per-sample value, (B,) or (B, P), against the batch's tensor."""
 
     @abstractmethod
+    def sum(self, value: Tensor) -> Tensor:
+        """Sum of a tensor of the batch's shape over each sample's live elements, (B,)."""
+
+    @abstractmethod
     def mean(self, value: Tensor) -> Tensor:
         """Mean of a tensor of the batch's shape over each sample's live elements, (B,)."""
 
     @abstractmethod
     def project(self, x: Tensor) -> Tensor:
         """Orthogonal projection onto the subspace of valid states."""
+
+    def hold(self, x: Tensor, known: Tensor, mask: Tensor) -> Tensor:
+        """The valid state nearest to ``x`` with the known elements where ``mask`` is True.
+
+        Args:
+            x: States, of the batch's shape.
+            known: Data, of the batch's shape; what it holds elsewhere does not matter.
+            mask: Bool, of the batch's shape.
+        """
+        return self.project(torch.where(mask, known, x))
+
+    def part(self, x: Tensor, mask: Tensor) -> Tensor:
+        """``x`` where ``mask`` is True, else 0: an orthogonal projection.
+
+        What :meth:`hold` does to x is ``x + part(known - x, mask)``, projected.
+        """
+        return x.masked_fill(~mask, 0)
 
     @abstractmethod
     def dof(self) -> Tensor:
@@ -105,6 +129,9 @@ class Dense(Space):
         if value.ndim == 2:
             return self._columns(value, self.shape[1]).reshape(-1, self.shape[1], *tail)
         return value.reshape(-1, 1, *tail) if len(self.shape) > 1 else value
+
+    def sum(self, value: Tensor) -> Tensor:
+        return value.flatten(1).sum(1)
 
     def mean(self, value: Tensor) -> Tensor:
         return value.flatten(1).mean(1)
@@ -163,8 +190,11 @@ class Masked(Space):
             return self._columns(value, self.channels)[..., None]
         return value[:, None, None]
 
+    def sum(self, value: Tensor) -> Tensor:
+        return self.project(value).sum((1, 2))
+
     def mean(self, value: Tensor) -> Tensor:
-        return self.project(value).sum((1, 2)) / self.dof().to(value)
+        return self.sum(value) / self.dof().to(value)
 
     def project(self, x: Tensor) -> Tensor:
         return x.masked_fill(~self.mask, 0)  # not a product: 0 * nan would keep nan in the padding
@@ -232,17 +262,52 @@ class Ragged(Space):
             return self._columns(value, self.columns)[self.index]
         return value[self.index, None]
 
+    def _gather(self, rows: Tensor) -> Tensor:
+        """Sum over each sample's rows: (R, *) to (B, *)."""
+        total = rows.new_zeros(len(self.sizes), *rows.shape[1:])
+        return total.index_add(0, self.index, rows)
+
+    def sum(self, value: Tensor) -> Tensor:
+        return self._gather(value.sum(1))
+
     def mean(self, value: Tensor) -> Tensor:
-        rows = value.mean(1)
-        return rows.new_zeros(len(self.sizes)).index_add(0, self.index, rows) / self.sizes
+        return self._gather(value.mean(1)) / self.sizes
 
     def project(self, x: Tensor) -> Tensor:
         if not self.centred:
             return x
         position = x[:, : self.centred]
-        total = position.new_zeros(len(self.sizes), self.centred)
-        centre = total.index_add(0, self.index, position) / self.sizes[:, None]
+        centre = self._gather(position) / self.sizes[:, None]
         return torch.cat([position - centre[self.index], x[:, self.centred :]], 1)
+
+    def hold(self, x: Tensor, known: Tensor, mask: Tensor) -> Tensor:
+        """See :meth:`Space.hold`; centred columns are known up to a translation of each sample.
+
+        A row's centred columns are known together: the first one's mask counts for all.
+        """
+        known = torch.where(mask, known, x)
+        if self.centred:
+            offset = self._centre_of((x - known)[:, : self.centred], mask)
+            moved = torch.where(
+                mask[:, :1], known[:, : self.centred] + offset, x[:, : self.centred]
+            )
+            known = torch.cat([moved, known[:, self.centred :]], 1)
+        return self.project(known)
+
+    def part(self, x: Tensor, mask: Tensor) -> Tensor:
+        """See :meth:`Space.part`; centred columns also lose the kept rows' mean."""
+        x = x.masked_fill(~mask, 0)
+        if not self.centred:
+            return x
+        position = x[:, : self.centred]
+        position = position - mask[:, :1] * self._centre_of(position, mask)
+        return torch.cat([position, x[:, self.centred :]], 1)
+
+    def _centre_of(self, position: Tensor, mask: Tensor) -> Tensor:
+        """Mean over each sample's kept rows, at every row of the sample."""
+        kept = mask[:, :1].to(position)
+        centre = self._gather(kept * position) / self._gather(kept).clamp(min=1)
+        return centre[self.index]
 
     def dof(self) -> Tensor:
         return self.sizes * self.columns - self.centred

@@ -73,3 +73,12 @@ def test_load_says_what_a_folder_lacks(tmp_path: Path) -> None:
     run = runs.start(modality, resolved, {"classes": 3})
     with pytest.raises(CheckpointError, match="no checkpoint yet"):
         gendiff.load(run.folder)
+
+
+def test_cache_folder_moves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert runs.cache_folder() != tmp_path
+    monkeypatch.setenv("GENDIFF_CACHE", str(tmp_path))
+    assert runs.cache_folder() == tmp_path
+    monkeypatch.delenv("GENDIFF_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert runs.cache_folder() == tmp_path / "gendiff"

@@ -20,7 +20,16 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from gendiff.modality import DataReport, Measure, Modality, Request, Section
+from gendiff.errors import ConfigError
+from gendiff.modality import (
+    DataReport,
+    Given,
+    Measure,
+    Modality,
+    Property,
+    Request,
+    Section,
+)
 from gendiff.noise import Streams, derive_seed
 from gendiff.spaces import Batch, Categories, Cond, Dense, Masked, Ragged, Space
 
@@ -172,6 +181,37 @@ class ToyModality(Modality):
         sizes = [_size(config, request.seed, i) for i in request.ids]
         labels = [request.values.get("label", i % CLASSES) for i in request.ids]
         return _space(config, sizes), Cond({"label": torch.tensor(labels)})
+
+    def given(
+        self,
+        config: ToyConfig,
+        facts: Mapping[str, Any],
+        path: Path,
+        keep: str | None,
+        request: Request,
+    ) -> Given:
+        """What :meth:`write` wrote; ``keep`` is a number of columns."""
+        one = torch.tensor(json.loads(path.read_text()))
+        rows = one.shape[2] if config.kind == "masked" else len(one)
+        count = len(request.ids)
+        space = _space(config, [rows] * count)
+        x = one.repeat(count, *[1] * (one.ndim - 1))
+        labels = [request.values.get("label", 0)] * count
+        mask = None
+        if keep is not None:
+            columns = torch.arange(config.width) < int(keep)
+            mask = (columns[:, None] if config.kind == "masked" else columns).expand(space.shape)
+        return Given(Batch(x, space, Cond({"label": torch.tensor(labels)})), mask)
+
+    def property_named(
+        self, config: ToyConfig, facts: Mapping[str, Any], name: str, cache: Path
+    ) -> Property:
+        """``level``: the mean of the last column of the rows proper."""
+        if name != "level":
+            raise ConfigError(f"toward: unknown property '{name}'. Known: level")
+        return Property(
+            lambda x, space: space.mean(_only(space, x, WIDTH - 1)) * config.width, 0.05
+        )
 
     def write(
         self,

@@ -43,6 +43,7 @@ from torchvision.transforms.v2 import functional as tvf
 from gendiff.errors import DataError
 from gendiff.modality import DataReport
 from gendiff.noise import derive_seed
+from gendiff.runs import cache_folder
 
 if TYPE_CHECKING:
     from gendiff_image.plugin import ImageConfig
@@ -456,7 +457,7 @@ def _celeba(root: Path, download: bool) -> _Listing:
     return _Listing(folder / "img_align_celeba", train + test, held_out, None, None)
 
 
-def _open(path: Path, color: str | None, size: tuple[int, int] | None) -> Pixels:
+def open_picture(path: Path, color: str | None, size: tuple[int, int] | None) -> Pixels:
     """Decodes a picture to (C, H, W): upright, 8 bits, in the colour and size asked for."""
     with Image.open(path) as opened:
         opened.load()
@@ -494,7 +495,7 @@ class _Files:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Pixels:
-        return _open(self.root / self.names[index], self.color, self.size)
+        return open_picture(self.root / self.names[index], self.color, self.size)
 
 
 class _Packed:
@@ -522,7 +523,7 @@ def _decode(
     What was found is cached under a hash of the names, sizes and times of the files, so that
     an unchanged folder is decoded once.
     """
-    cache = _cache_folder() / "image" / _fingerprint(listing, size, color)
+    cache = cache_folder() / "image" / _fingerprint(listing, size, color)
     if not (cache / "index.json").exists():
         _scan(listing, size, color, cache)
     bad: dict[str, str] = json.loads((cache / "index.json").read_text())["bad"]
@@ -602,7 +603,7 @@ def _decoded(
 
     def attempt(name: str) -> Pixels | str:
         try:
-            return _open(listing.root / name, color, size)
+            return open_picture(listing.root / name, color, size)
         except UnidentifiedImageError:
             return "not a picture"
         except FileNotFoundError:
@@ -647,12 +648,6 @@ def _fingerprint(listing: _Listing, size: tuple[int, int] | None, color: str | N
             facts = f"{name}\0missing\n"
         digest.update(os.fsencode(facts))
     return digest.hexdigest()
-
-
-def _cache_folder() -> Path:
-    if folder := os.environ.get("GENDIFF_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gendiff"
 
 
 def _made(folder: Path) -> Path:

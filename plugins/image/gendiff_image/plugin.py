@@ -10,7 +10,7 @@ from pydantic import Field
 
 from gendiff import hookimpl
 from gendiff.errors import ConfigError
-from gendiff.modality import DataReport, Measure, Modality, Request, Section
+from gendiff.modality import DataReport, Given, Measure, Modality, Request, Section
 
 if TYPE_CHECKING:
     from torch import nn
@@ -184,6 +184,27 @@ class ImageModality(Modality):
         cycle = [_class_number(entry, facts["class_names"]) for entry in entries]
         labels = torch.tensor([cycle[i % len(cycle)] for i in request.ids], dtype=torch.long)
         return space, Cond({"label": labels})
+
+    def given(
+        self,
+        config: ImageConfig,
+        facts: Mapping[str, Any],
+        path: Path,
+        keep: str | None,
+        request: Request,
+    ) -> Given:
+        """A picture, brought to the model's size and colour.
+
+        ``keep`` is a picture of the same shape, white where pixels are kept, or rows and columns
+        as Python slices: ``0:4,:`` keeps the upper four rows.
+        """
+        from gendiff.spaces import Batch
+        from gendiff_image import editing
+
+        space, cond = self.templates(config, facts, request)
+        image, mask = editing.given(facts, path, keep)
+        x = image.expand(space.shape)
+        return Given(Batch(x, space, cond), None if mask is None else mask.expand(space.shape))
 
     def write(
         self,

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 
 
 def templates(
-    config: MoleculeConfig, facts: Mapping[str, Any], request: Request
+    config: MoleculeConfig, facts: Mapping[str, Any], request: Request, least: int = 1
 ) -> tuple[Space, Cond | None]:
     """See :meth:`gendiff.Modality.templates`.
+
+    Sizes that are not asked for are at least ``least``.
 
     Raises:
         ConfigError: An unknown condition, or one that the model cannot meet.
@@ -40,7 +42,9 @@ def templates(
         if not listed:
             raise ConfigError(f"{name}: an empty list. Give at least one value")
     rows = [
-        _wanted(config, facts, request.seed, i, {k: v[i % len(v)] for k, v in values.items()})
+        _wanted(
+            config, facts, request.seed, i, {k: v[i % len(v)] for k, v in values.items()}, least
+        )
         for i in request.ids
     ]
     columns = 3 + len(facts["elements"])
@@ -66,12 +70,13 @@ def _wanted(
     seed: int,
     sample: int,
     values: Mapping[str, Any],
+    least: int,
 ) -> tuple[int, list[float]]:
     """Size and raw context of one sample: what is asked, the rest from the training data."""
     size = _size(values["atoms"], facts) if "atoms" in values else None
     draw = derive_seed("molecule", seed, sample)
     if not config.condition:
-        return size or _drawn_size(facts, draw), []
+        return size or _drawn_size(facts, draw, least), []
     counts: list[int] | None = None
     if "formula" in values:
         counts = _composition(str(values["formula"]), config, facts)
@@ -88,6 +93,7 @@ def _wanted(
         first = names.index("composition")
         asked |= {first + k: float(count) for k, count in enumerate(counts)}
     examples = np.array(facts["examples"])
+    examples = examples[examples[:, 0] >= min(least, examples[:, 0].max())]
     context = examples[:, 1:]
     # The nearest training molecules tell what goes with what is asked: their size and the rest.
     offset = np.zeros(len(examples))
@@ -100,11 +106,14 @@ def _wanted(
     )
     chosen = int(near[draw % len(near)]) if len(near) else draw % len(examples)
     row = [asked.get(column, float(value)) for column, value in enumerate(context[chosen])]
-    return size or int(examples[chosen, 0]), row
+    return size or max(least, int(examples[chosen, 0])), row
 
 
-def _drawn_size(facts: Mapping[str, Any], draw: int) -> int:
+def _drawn_size(facts: Mapping[str, Any], draw: int, least: int) -> int:
     sizes, counts = np.array(facts["sizes"]).T
+    if least > sizes.max():
+        return least
+    sizes, counts = sizes[sizes >= least], counts[sizes >= least]
     return int(sizes[np.searchsorted(np.cumsum(counts), draw % counts.sum(), side="right")])
 
 

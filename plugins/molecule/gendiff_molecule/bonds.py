@@ -50,7 +50,12 @@ VALENCE = {
     1: (1,), 5: (3,), 6: (4,), 7: (3,), 8: (2,), 9: (1,), 14: (4,), 15: (3, 5), 16: (4,),
     17: (1,), 33: (3,), 35: (1,), 53: (1,),
 }  # fmt: skip
-_ORDERS = (Chem.BondType.SINGLE, Chem.BondType.DOUBLE, Chem.BondType.TRIPLE)
+_ORDERS = (
+    Chem.BondType.SINGLE,
+    Chem.BondType.DOUBLE,
+    Chem.BondType.TRIPLE,
+    Chem.BondType.AROMATIC,
+)
 
 
 @lru_cache
@@ -101,13 +106,18 @@ def to_mol(
 ) -> Chem.Mol:
     """An unsanitised RDKit molecule, neutral, with a conformer where positions are given.
 
-    RDKit fills open valences with implicit hydrogens when it is sanitised.
+    Orders are 1, 2, 3, or 4 for aromatic; 0 for no bond. RDKit fills open valences with implicit
+    hydrogens when it is sanitised.
     """
     mol = Chem.RWMol()
     for z in numbers:
         mol.AddAtom(Chem.Atom(int(z)))
     for i, j in zip(*np.nonzero(np.triu(orders)), strict=True):
         mol.AddBond(int(i), int(j), _ORDERS[orders[i, j] - 1])
+        if orders[i, j] == 4:
+            bond = mol.GetBondBetweenAtoms(int(i), int(j))
+            for part in (bond, bond.GetBeginAtom(), bond.GetEndAtom()):
+                part.SetIsAromatic(True)
     if positions is not None:
         conformer = Chem.Conformer(len(numbers))
         conformer.SetPositions(np.asarray(positions, np.float64))

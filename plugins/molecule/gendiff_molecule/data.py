@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ import rdkit
 from rdkit import Chem
 
 from gendiff.errors import ConfigError, DataError, suggest
+from gendiff.runs import cache_folder
 from gendiff_molecule import embedded, pyg
 from gendiff_molecule.bonds import bond_orders, covered, to_mol
 from gendiff_molecule.formats import Parsed, Problem, Tick
@@ -111,13 +111,6 @@ def load(config: Settings, tick: Tick) -> Prepared:
 def split_of(key: str) -> str:
     """``"test"`` for a tenth of all keys, by their hash, else ``"train"``."""
     return "test" if _hash(key) < _TENTH else "train"
-
-
-def cache_folder() -> Path:
-    """Where data that took time to make are kept."""
-    if folder := os.environ.get("GENDIFF_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gendiff"
 
 
 # --- what to read ------------------------------------------------------------------------------

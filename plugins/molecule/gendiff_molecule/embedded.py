@@ -183,10 +183,10 @@ def generate(
         rows += new
         tick("geometries", done + 1, len(jobs))
     names = [s for s, _, _ in rows]
-    return Molecules.from_list([(z, x) for _, z, x in rows], names, targets=_targets(names))
+    return Molecules.from_list([(z, x) for _, z, x in rows], names, targets=targets(names))
 
 
-def _targets(smiles: list[str]) -> dict[str, list[float]]:
+def targets(smiles: list[str]) -> dict[str, list[float]]:
     """Properties that a condition may name: Crippen's logP, and the polar surface in A^2."""
     mols = [Chem.MolFromSmiles(s) for s in smiles]
     return {

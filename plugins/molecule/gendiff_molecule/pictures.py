@@ -120,13 +120,7 @@ def _with_bonds(
         same = [a.GetAtomicNum() for a in mol.GetAtoms()] == numbers.tolist()
         if same and ((Chem.GetAdjacencyMatrix(mol) > 0) == (orders > 0)).all():
             return mol, orders
-    mol = to_mol(numbers, np.minimum(orders, 3))
-    for a, b in bonds[bonds[:, 2] == 4, :2].tolist():
-        bond = mol.GetBondBetweenAtoms(a, b)
-        bond.SetBondType(Chem.BondType.AROMATIC)
-        for part in (bond, bond.GetBeginAtom(), bond.GetEndAtom()):
-            part.SetIsAromatic(True)
-    return mol, orders
+    return to_mol(numbers, orders), orders
 
 
 def _fault(mol: Chem.Mol) -> str:

@@ -10,7 +10,15 @@ from pydantic import Field
 
 from gendiff import hookimpl
 from gendiff.errors import ConfigError
-from gendiff.modality import DataReport, Measure, Modality, Request, Section
+from gendiff.modality import (
+    DataReport,
+    Given,
+    Measure,
+    Modality,
+    Property,
+    Request,
+    Section,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -178,6 +186,27 @@ class MoleculeModality(Modality):
         from gendiff_molecule import asked
 
         return asked.templates(config, facts, request)
+
+    def given(
+        self,
+        config: MoleculeConfig,
+        facts: Mapping[str, Any],
+        path: Path,
+        keep: str | None,
+        request: Request,
+    ) -> Given:
+        """A molecule's file; ``keep`` is a SMARTS pattern or atoms' numbers, ``0,1,2``."""
+        from gendiff_molecule import scaffold
+
+        return scaffold.given(config, facts, path, keep, request)
+
+    def property_named(
+        self, config: MoleculeConfig, facts: Mapping[str, Any], name: str, cache: Path
+    ) -> Property:
+        """A target of the data, by a regressor that is trained when it is first asked for."""
+        from gendiff_molecule import properties
+
+        return properties.steering(config, facts, name, cache)
 
     def write(
         self,

@@ -1,9 +1,14 @@
-r"""Whether samples have the property they were asked to have.
+"""Properties as networks: one judges samples, another steers them.
 
-EDM's protocol (Hoogeboom et al., 2022, section 5.2): one half of the training molecules trains the
-generator, the other half a regressor; the figure is the mean absolute error between what was asked
-and what the regressor sees in the samples. It stands between two others: the regressor's own error
-on held-out molecules (the floor) and what the number of atoms alone tells (``size_only``).
+*Judging* (EDM's protocol; Hoogeboom et al., 2022, section 5.2): one half of the training molecules
+trains the generator, the other half a regressor; the figure is the mean absolute error between
+what was asked and what the regressor sees in the samples. It stands between two others: the
+regressor's own error on held-out molecules (the floor) and what the number of atoms alone tells
+(``size_only``).
+
+*Steering*: the engine asks for a function of its estimates, which are blurred: positions between
+those that are possible, types as probabilities. A regressor that is to steer therefore learns
+from blurred molecules, those of the network's own training set, never from the judge's half.
 """
 
 from __future__ import annotations
@@ -20,9 +25,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gendiff import console
-from gendiff.modality import Measure
+from gendiff.errors import ConfigError, suggest
+from gendiff.modality import Measure, Property
 from gendiff.noise import generator
-from gendiff.spaces import Batch, Ragged
+from gendiff.spaces import Batch, Ragged, Space
 from gendiff_molecule import task
 from gendiff_molecule.molecules import Molecules
 from gendiff_molecule.pairnet import PairNet
@@ -32,6 +38,7 @@ if TYPE_CHECKING:
 
 _VERSION = 1  # of what is cached: grows when the training changes
 _BATCH, _RATE = 64, 2e-3
+_SHAKE, _CERTAINTY = 0.3, 3.0  # the most blur: Angstrom, and the logit of a type's own column
 
 
 class Regressor:
@@ -46,8 +53,13 @@ class Regressor:
     def __init__(self, network: PairNet, elements: list[int], mean: float, spread: float) -> None:
         self.network, self.elements, self.mean, self.spread = network, elements, mean, spread
 
-    def batch(self, molecules: Molecules, which: NDArray[np.int64]) -> Batch:
-        """The network's input: positions and one-hot types."""
+    def batch(
+        self,
+        molecules: Molecules,
+        which: NDArray[np.int64],
+        blur: torch.Generator | None = None,
+    ) -> Batch:
+        """The network's input: positions and one-hot types; blurred, by a level of each's own."""
         few = molecules.select(which)
         lookup = np.zeros(256, np.int64)
         lookup[self.elements] = np.arange(len(self.elements))
@@ -55,6 +67,13 @@ class Regressor:
         code = torch.nn.functional.one_hot(kinds, len(self.elements))
         x = torch.cat([torch.from_numpy(few.positions), code.float()], 1)
         space = Ragged(torch.from_numpy(few.sizes), x.shape[1], 3)
+        if blur is not None:
+            level = torch.rand(len(which), 1, generator=blur)[space.index]
+            shake = _SHAKE * level * torch.randn(len(x), 3, generator=blur)
+            noise = torch.randn(code.shape, generator=blur)
+            likely = (_CERTAINTY * code + 2 * noise).softmax(1)
+            soft = torch.lerp(code.float(), likely, level)
+            x = torch.cat([x[:, :3] + shake, soft], 1)
         return Batch(space.project(x), space)
 
     def scaled(self, batch: Batch) -> Tensor:
@@ -78,7 +97,13 @@ class Regressor:
 
 
 def regressor(
-    molecules: Molecules, name: str, elements: list[int], steps: int, cache: Path, seed: int
+    molecules: Molecules,
+    name: str,
+    elements: list[int],
+    steps: int,
+    cache: Path,
+    seed: int,
+    blurred: bool = False,
 ) -> Regressor:
     """Trains a regressor of one property, or reads it from the cache.
 
@@ -89,6 +114,7 @@ def regressor(
         steps: Optimiser steps of 64 molecules; the learning rate falls to 0.
         cache: Folder that keeps it.
         seed: Seed of the network and of the order.
+        blurred: Learn from blurred molecules; for steering.
     """
     molecules = molecules.select(np.isfinite(molecules.targets[name]))
     values = molecules.targets[name].astype(np.float64)
@@ -96,7 +122,7 @@ def regressor(
     torch.manual_seed(seed)
     network = PairNet(len(elements), 64, 32, 8, 4, groups=2, outputs=1)
     found = Regressor(network, elements, mean, spread)
-    key = repr((_VERSION, name, elements, steps, seed, len(molecules), values.sum()))
+    key = repr((_VERSION, name, elements, steps, seed, blurred, len(molecules), values.sum()))
     path = (
         cache / f"molecule-regressor-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
     )
@@ -111,7 +137,8 @@ def regressor(
     network.train()
     for _ in range(steps):
         which = torch.randint(len(molecules), (_BATCH,), generator=gen)
-        error = found.scaled(found.batch(molecules, which.numpy())) - target[which]
+        batch = found.batch(molecules, which.numpy(), gen if blurred else None)
+        error = found.scaled(batch) - target[which]
         error.abs().mean().backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
@@ -122,6 +149,41 @@ def regressor(
     save_file({k: v.contiguous() for k, v in network.state_dict().items()}, temporary)
     temporary.replace(path)
     return found
+
+
+def steering(config: MoleculeConfig, facts: Mapping[str, Any], name: str, cache: Path) -> Property:
+    """See :meth:`gendiff.Modality.property_named`: a target of the data, by a regressor.
+
+    Its tolerance is the regressor's mean absolute error on held-out molecules.
+
+    Raises:
+        ConfigError: The data have no such target.
+    """
+    prepared = task.loaded(config)
+    known = prepared.train.targets
+    if name not in known or config.task == "conformer":
+        raise ConfigError(
+            f"toward: unknown property '{name}'.{suggest(name, known)} "
+            f"Known: {', '.join(known) or 'none'}"
+        )
+    found = regressor(
+        task.training(config, prepared),
+        name,
+        facts["elements"],
+        config.regressor_steps,
+        cache,
+        0,
+        blurred=True,
+    )
+    test = prepared.test.select(np.flatnonzero(np.isfinite(prepared.test.targets[name])))
+    error = _error(found(test), test.targets[name].astype(np.float64))
+    found.network.requires_grad_(False)
+
+    def function(x: Tensor, space: Space) -> Tensor:
+        x = torch.cat([x[:, :3], x[:, 3:] / config.type_scale], 1)
+        return found.scaled(Batch(x, space)) * found.spread + found.mean
+
+    return Property(function, error)
 
 
 def measure(

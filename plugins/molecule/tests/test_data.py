@@ -15,7 +15,7 @@ from rdkit.Chem import AllChem
 
 from gendiff.errors import ConfigError, DataError
 from gendiff_molecule import data, embedded, readers
-from gendiff_molecule.data import Prepared, cache_folder, load, split_of
+from gendiff_molecule.data import Prepared, load, split_of
 from gendiff_molecule.molecules import Molecules
 from gendiff_molecule.pyg import edm_split, from_pyg, to_pyg
 
@@ -131,15 +131,6 @@ def test_a_file_keeps_its_own_split(tmp_path: Path) -> None:
 
 
 # --- the cache ---------------------------------------------------------------------------------
-
-
-def test_cache_folder_moves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert cache_folder() != tmp_path
-    monkeypatch.setenv("GENDIFF_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path
-    monkeypatch.delenv("GENDIFF_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "gendiff"
 
 
 def folders(cache: Path) -> list[Path]:
