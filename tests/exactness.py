@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from oracle_tools import exponential_moment, normal
 
-MODULES = ("schedules", "denoiser", "objective", "samplers", "spaces")
+MODULES = ("schedules", "denoiser", "multistep", "objective", "samplers", "singlestep", "spaces")
 
 
 def engine(package: str = "gendiff") -> SimpleNamespace:
@@ -55,7 +55,7 @@ def ddpm_rows(g: SimpleNamespace) -> None:
         near(step.stages[0].variance, torch.stack([tilde.log(), beta[k].log()]), 1e-9)
         assert step.stages[0].c == 0
         t, s = torch.tensor(times, dtype=torch.float64)[:, None]
-        low, high, gain = g.samplers.posterior(schedule, t, s)
+        low, high, gain = g.singlestep.posterior(schedule, t, s)
         near(low, tilde.log()[None], 1e-9)
         near(high, beta[k].log()[None], 1e-9)
         near(gain, mean_x[None])
@@ -132,12 +132,12 @@ def multistep_weights(g: SimpleNamespace) -> None:
             [start, start - 0.4 * h, start - h],
             [end, start, start - h, start - 3 * h],
         ):
-            weights = g.samplers.exponential_weights(nodes, start, end)
+            weights = g.multistep.exponential_weights(nodes, start, end)
             for degree in range(len(nodes)):
                 terms = [w * (n - end) ** degree for w, n in zip(weights, nodes, strict=True)]
                 size = max(1.0, sum(abs(v) for v in terms))
                 assert abs(sum(terms) - exponential_moment(h, degree)) < 1e-13 * size
-    assert g.samplers.exponential_weights([-math.inf], -math.inf, 1.0) == [1.0]
+    assert g.multistep.exponential_weights([-math.inf], -math.inf, 1.0) == [1.0]
 
 
 def multistep_rows(g: SimpleNamespace) -> None:

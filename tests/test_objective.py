@@ -12,8 +12,8 @@ from torch import Tensor
 from gendiff.denoiser import PREDICTIONS, Denoiser
 from gendiff.noise import StepNoise
 from gendiff.objective import WEIGHTS, Eps, LogitNormal, LogNormal, Objective, Uniform, V, X
-from gendiff.samplers import posterior
 from gendiff.schedules import EDM, Cosine, Flow, Parts, Schedule, VPLinear
+from gendiff.singlestep import posterior
 from gendiff.spaces import Batch, Cond, Dense, Space
 from gendiff.testing import Gaussian
 
