@@ -7,6 +7,8 @@ name            method                                                source
 ``ddim``        eta = 0 the ODE, eta = 1 ancestral                    Song et al., 2021, eq. 12
 ``euler``       Euler in sigma / alpha, with churn                    Karras et al., 2022
 ``heun``        Heun in sigma / alpha, with churn                     Karras et al., 2022, alg. 2
+``restart``     Heun or Euler, an interval walked several times       Xu et al., 2023
+``pc``          ancestral with Langevin steps as correctors           Song et al., 2021, alg. 2-5
 ``dpm++2s``     exponential singlestep of order 2, two calls          Lu et al., 2022, alg. 1
 ``dpm++2m``     exponential multistep of order 2                      Lu et al., 2022, alg. 2
 ``dpm++3m``     exponential multistep of order 3, exact               Lu et al., 2022
@@ -28,7 +30,16 @@ from gendiff.grids import check_times
 from gendiff.multistep import DPMSolverPP2M, DPMSolverPP3M, SDEDPMSolverPP2M
 from gendiff.noise import NoiseSource
 from gendiff.schedules import Parts, Schedule
-from gendiff.singlestep import DDIM, DDPM, DPMSolverPP2S, Euler, Heun, interpolate_variance
+from gendiff.singlestep import (
+    DDIM,
+    DDPM,
+    DPMSolverPP2S,
+    Euler,
+    Heun,
+    PredictorCorrector,
+    Restart,
+    interpolate_variance,
+)
 from gendiff.spaces import Space
 from gendiff.tables import Sampler, Stage, Step
 
@@ -37,6 +48,8 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "ddim": DDIM,
     "euler": Euler,
     "heun": Heun,
+    "restart": Restart,
+    "pc": PredictorCorrector,
     "dpm++2s": DPMSolverPP2S,
     "dpm++2m": DPMSolverPP2M,
     "dpm++3m": DPMSolverPP3M,
@@ -70,6 +83,10 @@ _CHURNED = (
     "this sampler moves the parts of a state to different times; use churn=0, or a sampler that "
     "calls the network at the grid's times only"
 )
+_DIFFERENT = (
+    "the parts' schedules make steps of different kinds here; use a sampler whose rows do not "
+    "depend on where a schedule has no signal, as ddim"
+)
 
 
 def _zip(tables: list[Any]) -> Any:
@@ -77,7 +94,7 @@ def _zip(tables: list[Any]) -> Any:
     first = tables[0]
     if any(v is None for v in tables):
         if any(v is not None for v in tables):
-            raise SamplingError(_CHURNED)
+            raise SamplingError(_DIFFERENT)
         return None
     if isinstance(first, (Step, Stage)):
         if any(table.t != first.t for table in tables):
@@ -90,7 +107,7 @@ def _zip(tables: list[Any]) -> Any:
         return first._replace(**numbers)
     if isinstance(first, (list, tuple)):
         if len({len(v) for v in tables}) > 1:
-            raise SamplingError("the parts' schedules make steps of different kinds here")
+            raise SamplingError(_DIFFERENT)
         return type(first)(_zip(list(v)) for v in zip(*tables, strict=True))
     return PartNumbers(tables)
 
@@ -148,19 +165,26 @@ def states(
     if x is None:
         x = start(space, schedule, times[0], noise)
     history: list[Tensor] = []
-    keep = max(len(stage.b) for step in table for stage in step.stages)
+    keep = max(len(b) for step in table for stage in step.stages for b in _reach(stage))
+    anchor = x
     for index, step in enumerate(table):
         draw = 2 * index + 1
         if step.renoise is not None:
             scale, std = step.renoise
             x = _combine(space, [(scale, x), (std, space.noise(noise, draw + 1))])
-        anchor = x
+        previous, anchor = anchor, x
         for stage in step.stages:
             if stage.variance is None:
                 x_hat, v = denoiser(x, stage.t), None
             else:
                 x_hat, v = _with_variance(denoiser, x, stage.t)
-            history = [x_hat, *history[: keep - 1]]
+            kept = x_hat
+            if stage.keep is not None:
+                kept = _combine(space, [(stage.keep[0], x), (stage.keep[1], x_hat)])
+            history = [kept, *history[: keep - 1]]
+            if stage.correct is not None:
+                a, b = stage.correct
+                anchor = _combine(space, [(a, previous), *zip(b, history, strict=False)])
             terms = [(stage.a, anchor), *zip(stage.b, history, strict=False)]
             if stage.c:
                 terms.append((stage.c, space.noise(noise, draw)))
@@ -169,7 +193,12 @@ def states(
                 low, high = (_broadcast(space, number, x) for number in stage.variance)
                 std = (interpolate_variance(low, high, v) / 2).exp()
                 x = x + space.project(std * space.noise(noise, draw))
-        yield State(index + 1, step.s, x, history[0])
+        yield State(index + 1, step.s, x, x_hat)
+
+
+def _reach(stage: Any) -> list[tuple[Any, ...]]:
+    """The coefficients of a stage that reach back in the history."""
+    return [stage.b] if stage.correct is None else [stage.b, stage.correct[1]]
 
 
 def start(

@@ -1,4 +1,8 @@
-"""Samplers that look at one step alone: ancestral, Euler, Heun and DPM-Solver++(2S)."""
+"""Samplers whose steps know nothing of the steps before.
+
+Ancestral and DDIM, Euler and Heun, DPM-Solver++(2S); and two that take such steps more often:
+Restart, and Langevin steps as correctors.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gendiff.schedules import Level, Schedule
-from gendiff.tables import Sampler, Stage, Step, first_order, lam
+from gendiff.tables import Sampler, Stage, Step, first_order, forward_noise, noise_scale
 
 
 def posterior(schedule: Schedule, t: Any, s: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -135,7 +139,7 @@ class Euler(Sampler):
         steps = []
         for t, s in zip(times, times[1:], strict=False):
             start, renoise = t, None
-            sigma = math.exp(min(-lam(schedule.level(t)), 700))
+            sigma = noise_scale(schedule.level(t))
             if gamma > 0 and self.churn_min <= sigma <= self.churn_max:
                 start, renoise = self._churn(schedule, t, gamma)
             now, end = schedule.level(start), schedule.level(s)
@@ -150,9 +154,7 @@ class Euler(Sampler):
         start = min(schedule.inverse(target).item(), 1.0)
         if start <= t:
             return t, None
-        new = schedule.level(start)
-        scale = new.alpha / level.alpha
-        added = math.sqrt(max(new.sigma**2 - (scale * level.sigma) ** 2, 0))
+        scale, added = forward_noise(level, schedule.level(start))
         return start, (scale, self.churn_noise * added)
 
     def stages(self, t: float, s: float, now: Level, end: Level) -> tuple[Stage, ...]:
@@ -203,4 +205,103 @@ class DPMSolverPP2S(Sampler):
                 u = schedule.inverse(middle).item()
                 stages = (first_order(t, now, schedule.level(u)), whole._replace(t=u))
             steps.append(Step(t, s, stages))
+        return steps
+
+
+@dataclass(frozen=True)
+class Restart(Sampler):
+    r"""Restart sampling (Xu et al., 2023, https://arxiv.org/abs/2306.14878, one interval).
+
+    The ODE is followed through an interval of the grid, :math:`t_i > \ldots > t_j`; then noise
+    carries the state back,
+
+    .. math:: x_{t_i} = \frac{\alpha_{t_i}}{\alpha_{t_j}} x_{t_j} + \Big(\sigma_{t_i}^2
+              - \frac{\alpha_{t_i}^2}{\alpha_{t_j}^2} \sigma_{t_j}^2\Big)^{1/2} z,
+
+    as q says, and the interval is walked again: errors of the way down are forgotten in part. The
+    steps in the interval are the grid's, which must have two times in it or nothing is repeated.
+
+    Args:
+        inner: The method of each step, ``"heun"`` or ``"euler"``.
+        restarts: How often the interval is walked again.
+        sigma_min, sigma_max: The interval of sigma / alpha.
+    """
+
+    inner: str = "heun"
+    restarts: int = 2
+    sigma_min: float = 0.06
+    sigma_max: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.inner not in ("heun", "euler"):
+            raise ValueError(f"inner={self.inner!r}: choose heun or euler")
+        if self.restarts < 1 or not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError(
+                f"restarts={self.restarts}, sigma_min={self.sigma_min}, sigma_max="
+                f"{self.sigma_max}: restarts >= 1 and 0 < sigma_min < sigma_max are needed"
+            )
+
+    @property
+    def order(self) -> int:
+        return self._inner.order
+
+    @property
+    def _inner(self) -> Euler:
+        return Heun() if self.inner == "heun" else Euler()
+
+    def table(self, schedule: Schedule, times: list[float]) -> list[Step]:
+        steps = self._inner.table(schedule, times)
+        levels = [schedule.level(t) for t in times]
+        inside = [
+            i
+            for i, level in enumerate(levels)
+            if self.sigma_min <= noise_scale(level) <= self.sigma_max
+        ]
+        if len(inside) < 2:
+            return steps
+        first, last = inside[0], inside[-1]
+        renoise = forward_noise(levels[last], levels[first])
+        again = steps[first:last]
+        again[0] = again[0]._replace(t=times[last], renoise=renoise)
+        return [*steps[:last], *(again * self.restarts), *steps[last:]]
+
+
+@dataclass(frozen=True)
+class PredictorCorrector(Sampler):
+    r"""Ancestral steps, each followed by Langevin's (Song et al., 2021, algorithms 2 to 5).
+
+    .. math:: x \leftarrow x + \epsilon \nabla \log p_s(x) + \sqrt{2 \epsilon}\, z
+              = (1 - 2 r^2) x + 2 r^2 \alpha_s \hat x + 2 r \sigma_s z, \quad
+              \epsilon = 2 r^2 \sigma_s^2
+
+    (https://arxiv.org/abs/2011.13456). The paper has :math:`|z|^2 / |\nabla \log p|^2`
+    in the place of sigma squared, over the whole batch: for noised data that is its mean, and with
+    the constant a sample does not depend on its company. Langevin's steps of finite size keep not
+    the variance V of a normal p_s, but :math:`V / (1 - r^2 \sigma_s^2 / V)`. Each is a network
+    call; the step into the data has none.
+
+    Args:
+        r: The paper's "signal-to-noise ratio" of a step, in (0, 1).
+        corrections: Langevin steps at each time.
+    """
+
+    r: float = 0.16
+    corrections: int = 1
+    order: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.r < 1 or self.corrections < 1:
+            raise ValueError(
+                f"r={self.r}, corrections={self.corrections}: 0 < r < 1 and corrections >= 1 "
+                "are needed"
+            )
+
+    def table(self, schedule: Schedule, times: list[float]) -> list[Step]:
+        steps = []
+        for step in DDPM().table(schedule, times):
+            alpha, sigma, _ = schedule.level(step.s)
+            gain = 2 * self.r**2
+            stage = Stage(step.s, 1 - gain, (gain * alpha,), 2 * self.r * sigma)
+            count = self.corrections if sigma > 0 else 0
+            steps += [step, *[Step(step.s, step.s, (stage,))] * count]
         return steps

@@ -21,17 +21,21 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from gendiff.schedules import Level, Schedule
 
 
 class Stage(NamedTuple):
-    """One network call and what follows: x = a anchor + sum_j b_j x_hat_j + c z.
+    """One network call and what follows: x = a anchor + sum_j b_j e_j + c z.
 
-    ``t`` is the time of the call on the present state; ``b`` goes from the newest estimate back;
-    the anchor is the state at the step's start (after ``renoise``). ``variance`` holds the two
-    log-variances between which a learned one lies, in place of c.
+    ``t`` is the time of the call on the present state; ``b`` goes from the newest estimate e_j
+    back; the anchor is the state at the step's start (after ``renoise``).
+
+    ``variance`` holds the two log-variances between which a learned one lies, in place of c.
+    ``keep`` = (p, q) makes e_j = p x + q x_hat, and None x_hat itself: an estimate of the noise,
+    say. ``correct`` = (a, b) replaces the anchor by a (the last step's anchor) + sum_j b_j e_j,
+    for the network has now seen where that step led.
     """
 
     t: float
@@ -39,10 +43,15 @@ class Stage(NamedTuple):
     b: tuple[float, ...]
     c: float = 0.0
     variance: tuple[float, float] | None = None
+    keep: tuple[float, float] | None = None
+    correct: tuple[float, tuple[float, ...]] | None = None
 
 
 class Step(NamedTuple):
-    """From time t to s: optionally scale and noise (``renoise`` = (scale, std)), then stages."""
+    """From time t to s: optionally scale and noise (``renoise`` = (scale, std)), then stages.
+
+    Noise may carry the state above t, so that the times of a table need not fall.
+    """
 
     t: float
     s: float
@@ -53,7 +62,10 @@ class Step(NamedTuple):
 class Sampler(ABC):
     """A frozen value that turns a schedule and times into a table."""
 
-    order: ClassVar[int]  # of convergence, of the deterministic method
+    @property
+    @abstractmethod
+    def order(self) -> int:
+        """Of convergence, of the deterministic method."""
 
     @abstractmethod
     def table(self, schedule: Schedule, times: list[float]) -> list[Step]:
@@ -68,3 +80,14 @@ def lam(level: Level) -> float:
 def first_order(t: float, now: Level, end: Level) -> Stage:
     """The exact step for a constant estimate: DDIM, and every method's way into the data."""
     return Stage(t, end.sigma / now.sigma, (end.alpha * -math.expm1(lam(now) - lam(end)),))
+
+
+def forward_noise(now: Level, new: Level) -> tuple[float, float]:
+    """Scale and standard deviation of q(x_new | x_now), for a noisier level: a ``renoise``."""
+    scale = new.alpha / now.alpha
+    return scale, math.sqrt(max(new.sigma**2 - (scale * now.sigma) ** 2, 0))
+
+
+def noise_scale(level: Level) -> float:
+    """sigma / alpha, and a number near 1e304 where there is no signal."""
+    return math.exp(min(-lam(level), 700))

@@ -120,6 +120,54 @@ def churn_rows(g: SimpleNamespace) -> None:
             near([step.stages[0].a, *step.stages[0].b], [plain.a, *plain.b])
 
 
+def restart_rows(g: SimpleNamespace) -> None:
+    """Xu et al., 2023: down, K times up by the forward process and down again, and on."""
+    times = [1.0, 0.8, 0.5, 0.35, 0.2, 0.1, 0.0]
+    for schedule in (g.schedules.EDM(), g.schedules.VPLinear(), g.schedules.Flow()):
+        top, low = schedule.level(0.5), schedule.level(0.2)
+        ends = [1.001 * low.sigma / low.alpha, 0.999 * low.sigma / low.alpha]
+        for inner, plain in (("heun", g.samplers.Heun()), ("euler", g.samplers.Euler())):
+            sampler = g.samplers.Restart(inner, 3, ends[1], 1.001 * top.sigma / top.alpha)
+            steps = plain.table(schedule, times)
+            table = sampler.table(schedule, times)
+            assert [step.s for step in table] == [
+                0.8, 0.5, 0.35, 0.2, *[0.35, 0.2] * 3, 0.1, 0.0
+            ]  # fmt: skip
+            assert [step.stages for step in table] == [
+                step.stages for step in (*steps[:4], *steps[2:4] * 3, *steps[4:])
+            ]
+            for i, step in enumerate(table):
+                if i in (4, 6, 8):
+                    assert step.t == 0.2
+                    scale, std = step.renoise
+                    near(scale * low.alpha, top.alpha)
+                    near((scale * low.sigma) ** 2 + std**2, top.sigma**2)
+                else:
+                    assert step.renoise is None
+            narrow = g.samplers.Restart(inner, 3, ends[0], 1.001 * top.sigma / top.alpha)
+            assert len(narrow.table(schedule, times)) == 6 + 3
+            empty = g.samplers.Restart(inner, 3, 1e-9, 1e-8)
+            assert empty.table(schedule, times) == steps
+
+
+def langevin_rows(g: SimpleNamespace) -> None:
+    """Song et al., 2021, algorithms 4 and 5, at eps = 2 r^2 sigma^2."""
+    times, r, x, x_hat = [0.9, 0.6, 0.2, 0.0], 0.3, 0.7, -0.4
+    for schedule in (g.schedules.EDM(), g.schedules.VPLinear(), g.schedules.Flow()):
+        plain = g.samplers.DDPM().table(schedule, times)
+        table = g.samplers.PredictorCorrector(r, 2).table(schedule, times)
+        assert [table[i] for i in (0, 3, 6)] == plain
+        assert len(table) == 7
+        for i in (1, 2, 4, 5):
+            step, (stage,) = table[i], table[i].stages
+            alpha, sigma, _ = schedule.level(step.s)
+            assert step.t == step.s == stage.t == plain[i // 3].s
+            eps = 2 * r**2 * sigma**2
+            score = (alpha * x_hat - x) / sigma**2
+            near(stage.a * x + stage.b[0] * x_hat, x + eps * score)
+            near(stage.c, math.sqrt(2 * eps))
+
+
 def multistep_weights(g: SimpleNamespace) -> None:
     """The weights integrate every polynomial of degree below the number of nodes."""
     for start, end in ((0.0, 0.01), (-1.0, -0.3), (-4.0, 3.5), (-20.0, 40.0), (-5.0, 150.0)):
@@ -366,6 +414,8 @@ CHECKS: tuple[Callable[[SimpleNamespace], None], ...] = (
     ddim_rows,
     heun_rows,
     churn_rows,
+    restart_rows,
+    langevin_rows,
     multistep_weights,
     multistep_rows,
     solver_rows,

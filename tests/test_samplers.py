@@ -36,6 +36,8 @@ from gendiff.samplers import (
     DPMSolverPP3M,
     Euler,
     Heun,
+    PredictorCorrector,
+    Restart,
     Sampler,
     SDEDPMSolverPP2M,
     make_table,
@@ -66,6 +68,9 @@ STOCHASTIC: dict[str, Sampler] = {
     "ddpm_large": DDPM("large"),
     "ddim_1": DDIM(1.0),
     "dpm++2m_sde": SDEDPMSolverPP2M(),
+    "restart": Restart(sigma_min=0.15, sigma_max=4.0),
+    "restart_euler": Restart("euler", 3, 0.15, 4.0),
+    "pc": PredictorCorrector(),
     "euler_churn": Euler(churn=8.0),
     "heun_churn": Heun(churn=8.0, churn_min=0.05, churn_max=30.0, churn_noise=1.003),
 }
@@ -79,6 +84,8 @@ EVERY = {**DETERMINISTIC, **STOCHASTIC}
         exactness.ddim_rows,
         exactness.heun_rows,
         exactness.churn_rows,
+        exactness.restart_rows,
+        exactness.langevin_rows,
         exactness.multistep_weights,
         exactness.multistep_rows,
         exactness.solver_rows,
@@ -339,6 +346,8 @@ def test_ddpm_variance_on_unit_gaussian_data(steps: int) -> None:
     [
         *((n, s) for n in ("ddpm", "ddpm_large", "ddim_1", "ddim_half") for s in SCHEDULES),
         *((n, s) for n in ("euler_churn", "heun_churn") for s in ("cosine", "edm", "flow")),
+        *((n, s) for n in ("dpm++2m_sde", "sde_half") for s in ("vp_linear", "edm", "flow")),
+        *((n, s) for n in ("restart", "pc") for s in ("cosine", "edm", "flow")),
     ],
 )
 def test_moments_converge(name: str, schedule: str) -> None:
@@ -347,6 +356,7 @@ def test_moments_converge(name: str, schedule: str) -> None:
     At least as fast as 1 / n^0.8, and within 4 % at 640 steps.
     """
     samplers = {**STOCHASTIC, "ddim_half": DDIM(0.5), "heun_churn": Heun(churn=8.0)}
+    samplers["sde_half"] = SDEDPMSolverPP2M(0.5)
     process = SCHEDULES[schedule]
     t = process.inverse(torch.tensor(-2 * math.log(40))).item()
     alpha, sigma, _ = process.level(t)
@@ -361,6 +371,18 @@ def test_moments_converge(name: str, schedule: str) -> None:
         errors.append(abs(v / 0.3 - 1))
     assert errors[-1] < 4e-2
     assert slope(errors, counts) > 0.8, errors
+
+
+@pytest.mark.parametrize("variance", [0.0, 0.3])
+@every_schedule
+def test_langevin_settles(schedule: Schedule, variance: float) -> None:
+    """Many corrections at one time: on mean alpha x and variance V / (1 - r^2 sigma^2 / V)."""
+    t, s = schedule.inverse(-2 * torch.tensor([2.0, 0.5]).log()).tolist()
+    alpha, sigma, _ = schedule.level(s)
+    table = PredictorCorrector(r=0.3, corrections=400).table(schedule, [t, s])
+    (*_, (m, v)) = gaussian_moments(table, schedule, 0.7, variance, 3.0, 5.0)
+    settled = alpha**2 * variance + sigma**2
+    near([m, v], [0.7 * alpha, settled / (1 - 0.3**2 * sigma**2 / settled)], 1e-9)
 
 
 def test_ddim_keeps_the_marginals_of_a_point() -> None:
@@ -426,8 +448,15 @@ def test_learned_variance_needs_a_head() -> None:
 
 @pytest.mark.parametrize(
     ("sampler", "schedule", "steps"),
-    [(DDPM(), VPLinear(), 1000), (Heun(churn=20.0), EDM(80.0), 60), (DDIM(0.5), Cosine(), 300)],
-    ids=["ddpm", "heun_churn", "ddim_half"],
+    [
+        (DDPM(), VPLinear(), 1000),
+        (Heun(churn=20.0), EDM(80.0), 60),
+        (DDIM(0.5), Cosine(), 300),
+        (SDEDPMSolverPP2M(), EDM(80.0), 60),
+        (SDEDPMSolverPP2M(0.5), EDM(80.0), 60),
+        (Restart(sigma_min=0.2, sigma_max=2.0), EDM(80.0), 40),
+    ],
+    ids=["ddpm", "heun_churn", "ddim_half", "dpm++2m_sde", "dpm++2m_sde_half", "restart"],
 )
 def test_mixture_moments(sampler: Sampler, schedule: Schedule, steps: int) -> None:
     """Mean and covariance of a mixture, from 2000 samples: five standard errors, which are
@@ -459,9 +488,12 @@ def test_network_calls(name: str, schedule: Schedule, steps: int) -> None:
     times = UniformTime().times(schedule, steps)
     sample(denoiser, space, schedule, EVERY[name], times, streams(space))
     expected = steps
-    if isinstance(EVERY[name], (Heun, DPMSolverPP2S)):
+    if isinstance(EVERY[name], Restart):
+        expected = network_calls(EVERY[name], schedule, times)
+        assert (expected > 2 * steps - 1) == (steps == 9)
+    elif isinstance(EVERY[name], (Heun, DPMSolverPP2S, PredictorCorrector)):
         expected = 2 * steps - 1
-        if isinstance(schedule, Flow) and steps > 1:
+        if isinstance(schedule, Flow) and steps > 1 and name != "pc":
             expected -= 1  # Euler's step from a state without signal
     assert denoiser.calls == network_calls(EVERY[name], schedule, times) == expected
 
@@ -485,8 +517,11 @@ def test_nothing_is_written_to(name: str) -> None:
     for state, x_then, x_hat_then in walk:
         assert torch.equal(state.x, x_then)
         assert torch.equal(state.x_hat, x_hat_then)
-    assert [state.number for state, *_ in walk] == [1, 2, 3, 4, 5, 6]
-    assert [state.t for state, *_ in walk] == times[1:]
+    table = make_table(EVERY[name], VPLinear(), times)
+    assert [state.number for state, *_ in walk] == list(range(1, len(table) + 1))
+    assert [state.t for state, *_ in walk] == [step.s for step in table]
+    if name not in ("restart", "restart_euler", "pc"):
+        assert [state.t for state, *_ in walk] == times[1:]
     again = sample(
         lambda x, t: torch.tanh(x), space, VPLinear(), EVERY[name], times, streams(space), x
     )
@@ -580,6 +615,11 @@ def test_every_published_name() -> None:
         lambda: DDIM(-0.1),
         lambda: Euler(churn=-1.0),
         lambda: Heun(churn_noise=-1.0),
+        lambda: Restart("dpm++2m"),
+        lambda: Restart(restarts=0),
+        lambda: Restart(sigma_min=2.0, sigma_max=1.0),
+        lambda: PredictorCorrector(r=1.0),
+        lambda: PredictorCorrector(corrections=0),
         lambda: Heun(churn_min=2.0, churn_max=1.0),
         lambda: DPMSolverPP2M("heun"),
         lambda: SDEDPMSolverPP2M(-0.1),
