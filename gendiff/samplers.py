@@ -12,6 +12,10 @@ name            method                                                source
 ``dpm++2s``     exponential singlestep of order 2, two calls          Lu et al., 2022, alg. 1
 ``dpm++2m``     exponential multistep of order 2                      Lu et al., 2022, alg. 2
 ``dpm++3m``     exponential multistep of order 3, exact               Lu et al., 2022
+``unipc``       ``dpm++2m`` or ``3m``, corrected without calls        Zhao et al., 2023
+``lms``         Adams-Bashforth in sigma / alpha, order 1 to 4        k-diffusion; rhoAB-DEIS
+``deis``        the same with polynomials in t (tAB)                  Zhang & Chen, 2023
+``pndm``        the same with weights of equal steps (PLMS)           Liu et al., 2022
 ``dpm++2m_sde`` the reverse SDE, multistep of order 2                 Lu et al., 2022, sec. 4
 =============  ====================================================  ==========================
 """
@@ -27,7 +31,15 @@ from torch import Tensor
 from gendiff.denoiser import DenoiserFn
 from gendiff.errors import SamplingError
 from gendiff.grids import check_times
-from gendiff.multistep import DPMSolverPP2M, DPMSolverPP3M, SDEDPMSolverPP2M
+from gendiff.multistep import (
+    DEIS,
+    LMS,
+    PNDM,
+    DPMSolverPP2M,
+    DPMSolverPP3M,
+    SDEDPMSolverPP2M,
+    UniPC,
+)
 from gendiff.noise import NoiseSource
 from gendiff.schedules import Parts, Schedule
 from gendiff.singlestep import (
@@ -53,6 +65,10 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "dpm++2s": DPMSolverPP2S,
     "dpm++2m": DPMSolverPP2M,
     "dpm++3m": DPMSolverPP3M,
+    "unipc": UniPC,
+    "lms": LMS,
+    "deis": DEIS,
+    "pndm": PNDM,
     "dpm++2m_sde": SDEDPMSolverPP2M,
 }
 
