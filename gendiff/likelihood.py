@@ -40,8 +40,8 @@ from gendiff.denoiser import DenoiserFn
 from gendiff.errors import SamplingError
 from gendiff.grids import check_times
 from gendiff.noise import NoiseSource
-from gendiff.samplers import interpolate_variance, posterior
 from gendiff.schedules import Parts, Schedule
+from gendiff.singlestep import interpolate_variance, posterior
 from gendiff.spaces import Batch, Space
 
 # --- the variational bound -----------------------------------------------------------------------
@@ -89,7 +89,7 @@ def variational_bound(
     variance: str = "small",
     bins: Bins | None = None,
 ) -> Bound:
-    r"""The bound of the chain that :class:`gendiff.samplers.DDPM` samples on the same times.
+    r"""The bound of the chain that :class:`gendiff.singlestep.DDPM` samples on the same times.
 
     Each term is estimated with one draw of :math:`x_t`, draw i for time i. The decoder is a
     normal density around x_hat of variance :math:`\sigma^2 / \alpha^2` at the last time above 0
@@ -101,7 +101,7 @@ def variational_bound(
         schedule: The schedule.
         times: Strictly falling to 0, from a grid.
         noise: Source of eps.
-        variance: As for :class:`gendiff.samplers.DDPM`: small, large or learned.
+        variance: As for :class:`gendiff.singlestep.DDPM`: small, large or learned.
         bins: The values of discrete data; None for a density.
 
     Raises:

@@ -52,8 +52,8 @@ from torch import Tensor
 
 from gendiff.denoiser import PREDICTIONS, Denoiser, category_logits, noise_number, scalings
 from gendiff.noise import NoiseSource, generator
-from gendiff.samplers import interpolate_variance, posterior
 from gendiff.schedules import Schedule
+from gendiff.singlestep import interpolate_variance, posterior
 from gendiff.spaces import Batch
 
 

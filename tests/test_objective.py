@@ -22,8 +22,8 @@ from gendiff.objective import (
     V,
     X,
 )
-from gendiff.samplers import posterior
 from gendiff.schedules import EDM, Cosine, Flow, Parts, Schedule, VPLinear
+from gendiff.singlestep import posterior
 from gendiff.spaces import Batch, Cond, Dense, Space
 from gendiff.testing import Gaussian, Mixture
 
