@@ -11,14 +11,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
 from pydantic import (
+    BaseModel,
     BeforeValidator,
     Field,
     PlainSerializer,
-    TypeAdapter,
     ValidationError,
     create_model,
     model_validator,
@@ -60,27 +60,50 @@ def build(kind: str, value: Any) -> Any:
     classes = registry(kind)
     if name not in classes:
         raise ValueError(f"no {kind} '{name}'.{suggest(str(name), classes)}")
-    fields = [field.name for field in dataclasses.fields(classes[name])]
+    return _make(classes[name], params, f"{kind} '{name}'")
+
+
+def _make(cls: type[Any], params: Mapping[str, Any], what: str) -> Any:
+    """A dataclass from its parameters, parts among them by their names; see :func:`build`."""
+    fields = [field.name for field in dataclasses.fields(cls)]
     for key in params:
         if key not in fields:
-            raise ValueError(f"{kind} '{name}' has no '{key}'.{suggest(key, fields)}")
+            raise ValueError(f"{what} has no '{key}'.{suggest(key, fields)}")
     try:
-        return _adapter(kind, name).validate_python(params)
+        checked = _model(cls).model_validate(dict(params))
     except ValidationError as error:
         problem = error.errors()[0]
-        where = f"{'.'.join(map(str, problem['loc']))}: " if problem["loc"] else ""
-        raise ValueError(where + _message(problem)) from None
+        raise ValueError(f"{'.'.join(map(str, problem['loc']))}: {_message(problem)}") from None
+    return cls(**{field: getattr(checked, field) for field in fields})
 
 
 @cache
-def _adapter(kind: str, name: str) -> TypeAdapter[Any]:
-    return TypeAdapter(registry(kind)[name])
+def _model(cls: type[Any]) -> type[BaseModel]:
+    """A dataclass's fields as pydantic checks them; a field that is a schedule is a part."""
+    from gendiff.schedules import Schedule
+
+    hints = get_type_hints(cls)
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        kind = hints[field.name]
+        needed = field.default is dataclasses.MISSING
+        fields[field.name] = (
+            Annotated[Any, *_named("schedule")] if kind is Schedule else kind,
+            ... if needed else field.default,
+        )
+    return create_model(cls.__name__, **fields)
 
 
 def describe(kind: str, part: Any) -> dict[str, Any]:
     """The mapping that makes this part again."""
     name = next(name for name, cls in registry(kind).items() if cls is type(part))
-    return {"name": name} | dataclasses.asdict(part)
+    return {"name": name} | {key: _plain(value) for key, value in vars(part).items()}
+
+
+def _plain(value: Any) -> Any:
+    from gendiff.schedules import Schedule
+
+    return describe("schedule", value) if isinstance(value, Schedule) else value
 
 
 def _named(kind: str) -> tuple[BeforeValidator, PlainSerializer]:

@@ -35,6 +35,45 @@ def alpha_bars(start: float = 1e-4, end: float = 0.02, steps: int = 1000) -> tup
     return torch.cat([0 * one, beta]), torch.cat([one, torch.cumprod(1 - beta, 0)])
 
 
+def chains(g: SimpleNamespace) -> None:
+    """The betas of Ho et al., of GeoDiff and of Sohl-Dickstein et al., multiplied up."""
+    k = torch.arange(1001, dtype=torch.float64)
+    x = torch.linspace(-6, 6, 1000, dtype=torch.float64)
+    for schedule, beta in (
+        (g.schedules.VPLinear(), alpha_bars()[0][1:]),
+        (g.schedules.SigmoidBetas(1e-4, 0.02, 1000), 1e-4 + 0.0199 * torch.sigmoid(x)),
+        (g.schedules.SohlDickstein(), 1 / (1000 - k[1:] + 1)),
+    ):
+        bar = torch.cat([k[:1] + 1, torch.cumprod(1 - beta, 0)])
+        alpha, _ = schedule(k / 1000)
+        near(alpha**2, bar, 1e-12)
+        near(schedule.log_snr(k[1:-1] / 1000), (bar / (1 - bar)).log()[1:-1], 1e-10)
+        near(schedule.inverse(schedule.log_snr(k[1:] / 1000)), k[1:] / 1000, 1e-12)
+
+
+def wrapped(g: SimpleNamespace) -> None:
+    """Hoogeboom et al., 2023: the log-SNR moved; Lin et al., 2023, algorithm 1."""
+    t = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    for schedule in (g.schedules.VPLinear(), g.schedules.Flow(), g.schedules.EDM()):
+        alpha, sigma = schedule(t)
+        shifted = g.schedules.Shifted(schedule, -1.4)
+        moved_alpha, moved_sigma = shifted(t)
+        near(moved_sigma / moved_alpha, sigma / alpha * math.exp(0.7))
+        near(shifted.log_snr(t), schedule.log_snr(t) - 1.4)
+        near(shifted.inverse(shifted.log_snr(t)), t)
+        name = {"VPLinear": 2, "Flow": 1}.get(type(schedule).__name__)
+        kind = moved_alpha if name is None else moved_alpha**name + moved_sigma**name
+        near(kind, torch.ones(99))
+    root = alpha_bars()[1].sqrt()
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    zero = g.schedules.ZeroTerminal(g.schedules.VPLinear())
+    k = torch.arange(1001, dtype=torch.float64) / 1000
+    near(zero(k)[0], root)
+    near(zero(k)[1] ** 2, 1 - root**2)
+    near(zero.log_snr(k[1:-1]), (root**2 / (1 - root**2)).log()[1:-1], 1e-10)
+    near(zero.inverse(zero.log_snr(t)), t)
+
+
 def ddpm_rows(g: SimpleNamespace) -> None:
     """Ho et al., 2020, eq. 7 at t = k/T."""
     beta, bar = alpha_bars()
@@ -337,6 +376,8 @@ def driver(g: SimpleNamespace) -> None:
 
 
 CHECKS: tuple[Callable[[SimpleNamespace], None], ...] = (
+    chains,
+    wrapped,
     ddpm_rows,
     ddim_rows,
     heun_rows,

@@ -8,7 +8,7 @@ import pytest
 
 from gendiff import config
 from gendiff.errors import ConfigError
-from gendiff.schedules import EDM, Flow
+from gendiff.schedules import EDM, Cosine, Flow, Shifted, ZeroTerminal
 from gendiff.testing import ToyModality
 
 
@@ -42,6 +42,19 @@ def test_what_is_written_reads_back_the_same() -> None:
     assert config.validate(ToyModality(), config.dump(resolved)) == resolved
 
 
+def test_a_schedule_of_a_schedule() -> None:
+    text = "diffusion.schedule={name: shifted, of: {name: cosine, offset: 0.01}, shift: -1.4}"
+    resolved = resolve(text)
+    assert resolved.diffusion.schedule == Shifted(Cosine(0.01), -1.4)
+    assert config.validate(ToyModality(), config.dump(resolved)) == resolved
+    dotted = resolve(text, "diffusion.schedule.of=flow", "diffusion.schedule.shift=1")
+    assert dotted.diffusion.schedule == Shifted(Flow(), 1.0)
+    twice = resolve("diffusion.schedule={name: zero_terminal, of: {name: shifted, of: cosine, "
+                    "shift: -2}}")  # fmt: skip
+    assert twice.diffusion.schedule == ZeroTerminal(Shifted(Cosine(), -2.0))
+    assert config.validate(ToyModality(), config.dump(twice)) == twice
+
+
 def test_numbers_in_yaml_s_blind_spots_are_numbers() -> None:
     assert resolve("train.lr=1e-4").train.lr == 1e-4  # YAML 1.1 reads a string
 
@@ -57,6 +70,13 @@ def test_numbers_in_yaml_s_blind_spots_are_numbers() -> None:
         ("diffusion.schedule=edn", "no schedule 'edn'. Did you mean 'edm'?"),
         ("diffusion.schedule={name: edm, sgma_max: 2}", "Did you mean 'sigma_max'?"),
         ("diffusion.schedule={name: edm, sigma_max: -2}", "a positive number is needed"),
+        ("diffusion.schedule={name: shifted, of: cosin, shift: 1}", "Did you mean 'cosine'?"),
+        ("diffusion.schedule={name: shifted, shift: 1}", "of: Field required"),
+        ("diffusion.schedule={name: zero_terminal, of: edm}", "variance-preserving schedule"),
+        (
+            "diffusion={prediction: eps, schedule: {name: zero_terminal, of: vp_linear}}",
+            "no signal, at t=1",
+        ),
         ("sample.sampler={name: ddim, eta: 3}", "eta=3.0: a number in [0, 1] is needed"),
         ("diffusion.prediction=w", "should be 'eps', 'x', 'v', 'flow' or 'edm', got 'w'"),
         ("diffusion={prediction: eps, schedule: flow}", "no signal, at t=1"),

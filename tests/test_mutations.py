@@ -14,7 +14,10 @@ from exactness import CHECKS, engine
 
 import gendiff
 
-PARTS = ("errors", "noise", "schedules", "spaces", "denoiser", "grids", "samplers", "objective")
+PARTS = (
+    *("errors", "noise", "levels", "chains", "schedules", "spaces", "denoiser", "grids"),
+    *("samplers", "objective"),
+)
 MUTATIONS = [
     ("samplers", "share * sigma_s**2).log()", "share * sigma_s).log()"),
     ("samplers", "beta = share * sigma_t**2", "beta = share * sigma_s**2"),
@@ -56,8 +59,19 @@ MUTATIONS = [
     ("objective", "offset.square() *", "offset *"),
     ("objective", "(k - 1) / steps", "k / steps - 1e-9"),
     ("objective", "/ math.log(2)", ""),
-    ("schedules", "- ends + first - third", "+ ends + first - third"),
-    ("schedules", "- ends + first - third", "- ends - first - third"),
+    ("chains", "q / 2 - q**2 / 12", "q**2 / 12"),
+    ("chains", "q / 2 - q**2 / 12", "q / 2 + q**2 / 12"),
+    ("chains", "- h * (a - b) / 2", "+ h * (a - b) / 2"),
+    ("chains", "(da - db) / 12", "(da - db) / 6"),
+    ("chains", "return sqrt(1 - t), sqrt(t)", "return sqrt(1 - t**2), t"),
+    ("chains", "torch.log1p(-t) - torch.log(t)", "2 * (torch.log1p(-t) - torch.log(t))"),
+    ("levels", "value.sigmoid().sqrt().to(log_snr)", "value.sigmoid().to(log_snr)"),
+    ("schedules", "self.of.log_snr(t) + self.shift", "self.of.log_snr(t) - self.shift"),
+    ("schedules", "inverse(log_snr - self.shift)", "inverse(log_snr + self.shift)"),
+    ("schedules", "(alpha - end.alpha) / rest", "(alpha - end.alpha)"),
+    ("schedules", "/ rest * (1 + moved)", "* (1 + moved)"),
+    ("schedules", "/ (1 + moved) * (1 + alpha)", "/ (1 + moved)"),
+    ("schedules", "rest * moved", "moved"),
 ]  # fmt: skip
 
 
