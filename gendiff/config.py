@@ -70,7 +70,7 @@ def _make(cls: type[Any], params: Mapping[str, Any], what: str) -> Any:
         if key not in fields:
             raise ValueError(f"{what} has no '{key}'.{suggest(key, fields)}")
     try:
-        checked = _model(cls).model_validate(dict(params))
+        checked = _model(cls).model_validate(dict(params))  # type: ignore[arg-type]
     except ValidationError as error:
         problem = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, problem['loc']))}: {_message(problem)}") from None
