@@ -113,6 +113,29 @@ def _named(kind: str) -> tuple[BeforeValidator, PlainSerializer]:
     )
 
 
+def guidance_of(value: Any) -> Any:
+    """Guidance from its scale alone or a mapping of its parameters.
+
+    Raises:
+        ValueError: Unknown parameter, or a value out of range; one line.
+    """
+    from gendiff.guidance import Guidance
+
+    if isinstance(value, Guidance):
+        return value
+    params = value if isinstance(value, Mapping) else {"scale": value}
+    guidance = _make(Guidance, params, "guidance")
+    if guidance.scale < 0:
+        raise ValueError(f"scale={guidance.scale:g}: a number of at least 0 is needed")
+    return guidance
+
+
+def _describe_guidance(guidance: Any) -> Any:
+    """The scale alone where the rest is as by default."""
+    changed = {k: v for k, v in vars(guidance).items() if v != getattr(type(guidance), k)}
+    return changed if changed.keys() - {"scale"} else guidance.scale
+
+
 # --- the models ---------------------------------------------------------------------------------
 
 
@@ -190,7 +213,9 @@ class SampleConfig(Section):
     sampler: Annotated[Any, *_named("sampler")] = _option("dpm++2m", "the method")
     grid: Annotated[Any, *_named("grid")] = _option("karras", "where its times lie")
     steps: int = _option(20, "steps of the grid", ge=1)
-    guidance: float = _option(1.0, "scale of classifier-free guidance; 1 for none", ge=0)
+    guidance: Annotated[Any, BeforeValidator(guidance_of), PlainSerializer(_describe_guidance)] = (
+        _option(1.0, "scale of guidance, 1 for none; or {scale, interval, rescale, …}")
+    )
     batch_size: int = _option(64, "samples at a time", ge=1)
     preview: int = _option(64, "samples of a preview during training", ge=1)
 
@@ -318,6 +343,8 @@ def _merged(base: Any, new: Any) -> Any:
         return new
     if isinstance(base, str) and "name" not in new:
         base = {"name": base}  # diffusion.schedule.sigma_max=40 over "schedule: edm"
+    if isinstance(base, float | int) and new:
+        base = {"scale": base}  # sample.guidance.rescale=0.7 over "guidance: 2"
     if not isinstance(base, Mapping) or (
         "name" in base and "name" in new and base["name"] != new["name"]
     ):

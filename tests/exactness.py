@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from oracle_tools import exponential_moment, normal
 
-MODULES = ("schedules", "denoiser", "objective", "samplers", "spaces")
+MODULES = ("schedules", "denoiser", "objective", "samplers", "spaces", "guidance")
 
 
 def engine(package: str = "gendiff") -> SimpleNamespace:
@@ -329,6 +329,29 @@ def bound_denoiser(g: SimpleNamespace) -> None:
                 near(seen[-1], x_t / math.sqrt(std**2 * alpha**2 + sigma**2))
 
 
+def guidance(g: SimpleNamespace) -> None:
+    """Ho & Salimans, 2022, eq. 6; Lin et al., 2023, eq. 15-16; Sadat et al., 2024, algorithm 1."""
+    space, w, phi, eta, r = g.spaces.Dense((1, 7)), 3.5, 0.3, 0.25, 0.4 * math.sqrt(7)
+    plus, minus = normal(1, 7, seed=1), normal(1, 7, seed=2)
+    cfg = (1 + (w - 1)) * plus - (w - 1) * minus
+    make = g.guidance.Guidance
+    near(make(w).combine(plus, minus, space), cfg)
+    rescaled = cfg * plus.std() / cfg.std()
+    near(make(w, rescale=phi).combine(plus, minus, space), phi * rescaled + (1 - phi) * cfg)
+    diff = plus - minus
+    diff = diff * min(1, r / diff.norm().item())
+    along = (diff * plus).sum() / (plus * plus).sum() * plus
+    apg = plus + (w - 1) * (diff - along + eta * along)
+    bounded = make(w, parallel=eta, threshold=r / math.sqrt(7))
+    near(bounded.combine(plus, minus, space), apg)
+    schedule, edges = g.schedules.EDM(10.0), make(w, (2.0, 5.0))
+    found = [edges.inside(schedule, t) for t in (0.51, 0.49, 0.21, 0.19)]
+    assert found == [False, True, True, False]
+    assert [edges.calls(schedule, t) for t in (0.9, 0.3)] == [1, 2]
+    t = torch.tensor([0.51, 0.49, 0.21, 0.19])
+    assert edges.inside(schedule, t).tolist() == found
+
+
 def driver(g: SimpleNamespace) -> None:
     """The published loops, written out for a state x = alpha y and any denoiser."""
     space, times = g.spaces.Dense((2, 3)), [0.9, 0.6, 0.4, 0.25, 0.1]
@@ -388,6 +411,7 @@ CHECKS: tuple[Callable[[SimpleNamespace], None], ...] = (
     edm_table,
     bound_denoiser,
     driver,
+    guidance,
     weights,
     variance_bound,
 )

@@ -16,7 +16,7 @@ import gendiff
 
 PARTS = (
     *("errors", "noise", "levels", "chains", "schedules", "spaces", "denoiser", "grids"),
-    *("samplers", "objective"),
+    *("samplers", "objective", "guidance"),
 )
 MUTATIONS = [
     ("samplers", "share * sigma_s**2).log()", "share * sigma_s).log()"),
@@ -59,6 +59,16 @@ MUTATIONS = [
     ("objective", "offset.square() *", "offset *"),
     ("objective", "(k - 1) / steps", "k / steps - 1e-9"),
     ("objective", "/ math.log(2)", ""),
+    ("guidance", "torch.lerp(worse, better,", "torch.lerp(better, worse,"),
+    ("guidance", "(self.scale - 1) * change", "self.scale * change"),
+    ("guidance", "- (1 - self.parallel) *", "- self.parallel *"),
+    ("guidance", "self.threshold / _rms(change, space)", "_rms(change, space)"),
+    ("guidance", "_rms(better, space).square()", "_rms(better, space)"),
+    ("guidance", "_std(better, space) / _std(x_hat, space)",
+     "_std(x_hat, space) / _std(better, space)"),
+    ("guidance", "1 + self.rescale * (ratio - 1)", "ratio"),
+    ("guidance", "least <= schedule.level(t)", "schedule.level(t)"),
+    ("guidance", "(log_snr < most)", "(log_snr > most)"),
     ("chains", "q / 2 - q**2 / 12", "q**2 / 12"),
     ("chains", "q / 2 - q**2 / 12", "q / 2 + q**2 / 12"),
     ("chains", "- h * (a - b) / 2", "+ h * (a - b) / 2"),
