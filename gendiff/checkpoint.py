@@ -112,6 +112,23 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Path | None:
     return None
 
 
+def at(folder: Path, step: int) -> Path:
+    """The checkpoint of a step.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged.
+    """
+    path = folder / f"step-{step:08d}"
+    if not path.is_dir():
+        found = ", ".join(str(int(p.name.removeprefix("step-"))) for p in steps(folder))
+        raise CheckpointError(
+            f"{folder} has no checkpoint of step {step}. It has {found or 'none'}; "
+            "train.keep_checkpoints says how many stay"
+        )
+    check(path)
+    return path
+
+
 def load_state(path: Path) -> dict[str, Any]:
     """What ``save`` was given as ``state``, on the CPU."""
     state: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True)

@@ -114,7 +114,14 @@ def _sampling(function: Any) -> Any:
         click.option("--sampler", help="Method, in place of the run's: ddim, heun, dpm++2m, …"),
         click.option("--grid", help="Where its times lie: karras, log_normal, log_snr, flow, …"),
         click.option("--steps", type=int, help="Steps of the grid."),
-        click.option("--guidance", type=float, help="Scale of classifier-free guidance; 1: none."),
+        click.option(
+            "--guidance", help="Scale, 1 for none; or '{scale: 2, interval: [0.2, 3]}', YAML."
+        ),
+        click.option(
+            "--guide-run",
+            metavar="RUN[@STEP]",
+            help="Guide by this weaker model (autoguidance), not by hiding the condition.",
+        ),
         click.option("--batch-size", type=int, help="Samples at a time; changes no sample."),
         click.option("--seed", type=int, default=0, show_default=True, help="Seed."),
         click.option("--device", help="In place of the run's: cpu, cuda, …"),
@@ -128,13 +135,30 @@ def _settings(model: Any, options: dict[str, Any]) -> Any:
     import yaml
 
     changes = {k: options[k] for k in ("sampler", "grid", "steps", "guidance", "batch_size")}
-    for key in ("sampler", "grid"):
+    for key in ("sampler", "grid", "guidance"):
         if changes[key] is not None:
             try:
                 changes[key] = yaml.safe_load(changes[key])
             except yaml.YAMLError:
                 raise ConfigError(f"--{key}: '{changes[key]}' is not valid YAML") from None
-    return model.settings(**changes)
+    settings = model.settings(**changes)
+    if model.guide is not None and settings.guidance.scale == 1:
+        raise ConfigError("--guide-run: at guidance 1 the guide is not asked. Add --guidance 2")
+    return settings
+
+
+def _load(folder: Path, options: dict[str, Any]) -> Any:
+    """The model of a run, with its guide."""
+    from gendiff import generate
+
+    model = generate.load(folder, options["device"])
+    if options["guide_run"] is None:
+        return model
+    path, _, step = options["guide_run"].rpartition("@")
+    if not step.isdecimal():
+        path, step = options["guide_run"], ""
+    guide = generate.load(path, options["device"], int(step) if step else None)
+    return model.guided_by(guide)
 
 
 def _making(function: Any) -> Any:
@@ -196,7 +220,7 @@ def _make_samples(folder: Path, count: int, options: dict[str, Any]) -> None:
     from gendiff import console, generate
     from gendiff.spaces import join
 
-    model = generate.load(folder, options["device"])
+    model = _load(folder, options)
     settings = _settings(model, options)
     wish = generate.Wish(
         _pairs(options["conditions"]),
@@ -279,9 +303,9 @@ def evaluate(
 ) -> None:
     """Judge a run: the modality's metrics beside real data, and the held-out loss."""
     from gendiff import evaluate as judging
-    from gendiff import generate, runs
+    from gendiff import runs
 
-    model = generate.load(folder, options["device"])
+    model = _load(folder, options)
     settings = _settings(model, options)
     n = count or model.run.modality.sample_count(model.run.facts)
     result = judging.evaluate(
@@ -289,6 +313,33 @@ def evaluate(
     )
     judging.show(result)
     click.echo(f"written to {model.run.folder / 'evaluation.json'}")
+
+
+@main.command("fit-grid")
+@_sampling
+@click.option(
+    "-n", "count", type=click.IntRange(min=2), default=128, show_default=True, help="Samples."
+)
+@click.option(
+    "--tries", type=click.IntRange(min=0), default=150, show_default=True, help="Grids to try."
+)
+def fit_grid(folder: Path, count: int, tries: int, **options: Any) -> None:
+    """Fit a time grid to a run, for few steps; prints it for --grid.
+
+    \b
+    gendiff fit-grid runs/NAME/default --steps 8
+    """
+    from gendiff import console, fitting
+
+    model = _load(folder, options)
+    settings = _settings(model, options)
+    fitted = fitting.fit_model(model, settings, count, options["seed"], tries)
+    console.say(
+        f"error {fitted.error:.4g}; of the best standard grid, {fitted.standard}: "
+        f"{fitted.standard_error:.4g} ({count} samples, seed {options['seed']})"
+    )
+    times = ", ".join(f"{t:.6g}" for t in fitted.times)
+    click.echo(f"--steps {settings.steps} --grid '{{name: explicit, at: [{times}]}}'")
 
 
 @main.group(cls=Commands, invoke_without_command=True)

@@ -11,14 +11,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
 from pydantic import (
+    BaseModel,
     BeforeValidator,
     Field,
     PlainSerializer,
-    TypeAdapter,
     ValidationError,
     create_model,
     model_validator,
@@ -60,27 +60,50 @@ def build(kind: str, value: Any) -> Any:
     classes = registry(kind)
     if name not in classes:
         raise ValueError(f"no {kind} '{name}'.{suggest(str(name), classes)}")
-    fields = [field.name for field in dataclasses.fields(classes[name])]
+    return _make(classes[name], params, f"{kind} '{name}'")
+
+
+def _make(cls: type[Any], params: Mapping[str, Any], what: str) -> Any:
+    """A dataclass from its parameters, parts among them by their names; see :func:`build`."""
+    fields = [field.name for field in dataclasses.fields(cls)]
     for key in params:
         if key not in fields:
-            raise ValueError(f"{kind} '{name}' has no '{key}'.{suggest(key, fields)}")
+            raise ValueError(f"{what} has no '{key}'.{suggest(key, fields)}")
     try:
-        return _adapter(kind, name).validate_python(params)
+        checked = _model(cls).model_validate(dict(params))  # type: ignore[arg-type]
     except ValidationError as error:
         problem = error.errors()[0]
-        where = f"{'.'.join(map(str, problem['loc']))}: " if problem["loc"] else ""
-        raise ValueError(where + _message(problem)) from None
+        raise ValueError(f"{'.'.join(map(str, problem['loc']))}: {_message(problem)}") from None
+    return cls(**{field: getattr(checked, field) for field in fields})
 
 
 @cache
-def _adapter(kind: str, name: str) -> TypeAdapter[Any]:
-    return TypeAdapter(registry(kind)[name])
+def _model(cls: type[Any]) -> type[BaseModel]:
+    """A dataclass's fields as pydantic checks them; a field that is a schedule is a part."""
+    from gendiff.schedules import Schedule
+
+    hints = get_type_hints(cls)
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        kind = hints[field.name]
+        needed = field.default is dataclasses.MISSING
+        fields[field.name] = (
+            Annotated[Any, *_named("schedule")] if kind is Schedule else kind,
+            ... if needed else field.default,
+        )
+    return create_model(cls.__name__, **fields)
 
 
 def describe(kind: str, part: Any) -> dict[str, Any]:
     """The mapping that makes this part again."""
     name = next(name for name, cls in registry(kind).items() if cls is type(part))
-    return {"name": name} | dataclasses.asdict(part)
+    return {"name": name} | {key: _plain(value) for key, value in vars(part).items()}
+
+
+def _plain(value: Any) -> Any:
+    from gendiff.schedules import Schedule
+
+    return describe("schedule", value) if isinstance(value, Schedule) else value
 
 
 def _named(kind: str) -> tuple[BeforeValidator, PlainSerializer]:
@@ -88,6 +111,29 @@ def _named(kind: str) -> tuple[BeforeValidator, PlainSerializer]:
         BeforeValidator(lambda value: build(kind, value)),
         PlainSerializer(lambda part: describe(kind, part)),
     )
+
+
+def guidance_of(value: Any) -> Any:
+    """Guidance from its scale alone or a mapping of its parameters.
+
+    Raises:
+        ValueError: Unknown parameter, or a value out of range; one line.
+    """
+    from gendiff.guidance import Guidance
+
+    if isinstance(value, Guidance):
+        return value
+    params = value if isinstance(value, Mapping) else {"scale": value}
+    guidance = _make(Guidance, params, "guidance")
+    if guidance.scale < 0:
+        raise ValueError(f"scale={guidance.scale:g}: a number of at least 0 is needed")
+    return guidance
+
+
+def _describe_guidance(guidance: Any) -> Any:
+    """The scale alone where the rest is as by default."""
+    changed = {k: v for k, v in vars(guidance).items() if v != getattr(type(guidance), k)}
+    return changed if changed.keys() - {"scale"} else guidance.scale
 
 
 # --- the models ---------------------------------------------------------------------------------
@@ -167,7 +213,9 @@ class SampleConfig(Section):
     sampler: Annotated[Any, *_named("sampler")] = _option("dpm++2m", "the method")
     grid: Annotated[Any, *_named("grid")] = _option("karras", "where its times lie")
     steps: int = _option(20, "steps of the grid", ge=1)
-    guidance: float = _option(1.0, "scale of classifier-free guidance; 1 for none", ge=0)
+    guidance: Annotated[Any, BeforeValidator(guidance_of), PlainSerializer(_describe_guidance)] = (
+        _option(1.0, "scale of guidance, 1 for none; or {scale, interval, rescale, …}")
+    )
     batch_size: int = _option(64, "samples at a time", ge=1)
     preview: int = _option(64, "samples of a preview during training", ge=1)
 
@@ -295,6 +343,8 @@ def _merged(base: Any, new: Any) -> Any:
         return new
     if isinstance(base, str) and "name" not in new:
         base = {"name": base}  # diffusion.schedule.sigma_max=40 over "schedule: edm"
+    if isinstance(base, float | int) and new:
+        base = {"scale": base}  # sample.guidance.rescale=0.7 over "guidance: 2"
     if not isinstance(base, Mapping) or (
         "name" in base and "name" in new and base["name"] != new["name"]
     ):

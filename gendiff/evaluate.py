@@ -59,6 +59,7 @@ def evaluate(
         "samples": n,
         "seed": seed,
         "sampling": settings.model_dump(mode="json"),
+        "guide": None if model.guide is None else model.guide.name,
         "network_calls": model.calls(settings),
         "measures": [asdict(measure) for measure in measures],
         "heldout_loss_by_log_snr": heldout_loss(model),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,12 @@ from gendiff import checkpoint, config, console, runs
 from gendiff.config import SampleConfig
 from gendiff.denoiser import Denoiser
 from gendiff.editing import Kept, time_of_noise
-from gendiff.errors import CheckpointError, ConfigError
-from gendiff.guidance import ClassifierFree
+from gendiff.errors import CheckpointError, ConfigError, SamplingError
+from gendiff.guidance import autoguidance, classifier_free
 from gendiff.modality import Given, Property, Request
 from gendiff.noise import Streams
 from gendiff.runs import Run
-from gendiff.samplers import State, network_calls, start, states
+from gendiff.samplers import State, make_table, start, states
 from gendiff.spaces import Batch, join
 from gendiff.steering import Matched
 
@@ -68,6 +68,7 @@ class Model:
         device: Where it lives.
         autocast: Run the network in bfloat16.
         step: The training step of the weights.
+        guide: A weaker model, for autoguidance in place of classifier-free guidance.
     """
 
     run: Run
@@ -75,6 +76,30 @@ class Model:
     device: torch.device
     autocast: bool = False
     step: int = 0
+    guide: Model | None = None
+
+    @property
+    def name(self) -> str:
+        """Run and step."""
+        return f"{self.run.folder}@{self.step}"
+
+    def guided_by(self, guide: Model) -> Model:
+        """This model with a weaker one for autoguidance (Karras et al., 2024).
+
+        Raises:
+            SamplingError: The two are not models of the same data.
+        """
+        for what, ours, theirs in (
+            ("modality", self.run.modality.name, guide.run.modality.name),
+            ("data", self.run.facts, guide.run.facts),
+            ("categories", self.denoiser.categories, guide.denoiser.categories),
+        ):
+            if ours != theirs:
+                raise SamplingError(
+                    f"{guide.run.folder} cannot guide {self.run.folder}: its {what} differ. "
+                    "Use an earlier step of the same run, or a run on the same data"
+                )
+        return replace(self, guide=guide)
 
     @property
     def denoiser(self) -> Denoiser:
@@ -104,8 +129,10 @@ class Model:
 
     def calls(self, settings: SampleConfig, wish: Wish = Wish()) -> int:
         """Network calls for each sample."""
-        calls = network_calls(settings.sampler, self.denoiser.schedule, self.times(settings, wish))
-        return calls * (1 if settings.guidance == 1 else 2)
+        schedule = self.denoiser.schedule
+        table = make_table(settings.sampler, schedule, self.times(settings, wish))
+        stages = [stage for step in table for stage in step.stages]
+        return sum(settings.guidance.calls(schedule, stage.t) for stage in stages)
 
     def trajectories(
         self, ids: Sequence[int], settings: SampleConfig, seed: int, wish: Wish
@@ -115,8 +142,10 @@ class Model:
         space, cond = given.batch.space, given.batch.cond
         schedule = self.denoiser.schedule
         denoiser: Any = self.denoiser.bind(space, cond)
-        if settings.guidance != 1:
-            denoiser = ClassifierFree(denoiser, settings.guidance)
+        if settings.guidance.scale != 1 and self.guide is not None:
+            denoiser = autoguidance(denoiser, self.guide.denoiser, settings.guidance)
+        elif settings.guidance.scale != 1:
+            denoiser = classifier_free(denoiser, settings.guidance)
         for name, target in wish.toward.items():
             found = self.property(name)
             denoiser = Matched(denoiser, space, schedule, found.function, target, found.tolerance)
@@ -206,7 +235,7 @@ class Model:
         steps: int | None = None,
         sampler: Any = None,
         grid: Any = None,
-        guidance: float | None = None,
+        guidance: Any = None,
         batch_size: int | None = None,
         seed: int = 0,
         ids: Sequence[int] | None = None,
@@ -301,12 +330,13 @@ def use_bf16(precision: str, device: torch.device) -> bool:
     return precision == "bf16"
 
 
-def load(folder: str | Path, device: str | None = None) -> Model:
+def load(folder: str | Path, device: str | None = None, step: int | None = None) -> Model:
     """Loads the newest whole checkpoint of a run, averaged weights, ready to sample.
 
     Args:
         folder: The run's folder.
         device: In place of the run's.
+        step: The checkpoint of this step, in place of the newest.
 
     Raises:
         RunError, PluginError, ConfigError: The run cannot be opened.
@@ -316,6 +346,8 @@ def load(folder: str | Path, device: str | None = None) -> Model:
     path = checkpoint.newest(run.checkpoints, console.warn)
     if path is None:
         raise CheckpointError(f"{run.folder} has no checkpoint yet. Run 'gendiff train' first")
+    if step is not None:
+        path = checkpoint.at(run.checkpoints, step)
     place = pick_device(device or run.config.device, run.config.threads)
     network = run.modality.backbone(run.section, run.facts).to(place).eval().requires_grad_(False)
     restore(network, checkpoint.load_weights(path), path)

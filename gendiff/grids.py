@@ -7,11 +7,14 @@ number of steps; t_0 is the start (pure noise, or part-way for editing) and t_N 
 name              uniform in                                           source
 ================ ==================================================== =========================
 ``time``          t; for N = T the DDPM chain itself ("trailing")      Ho et al., 2020
+``leading``       t = k/T, from below: never reaches t = 1             Ho et al., code
+``linspace``      t = k/T, from 1 to 1/T: its last step does nothing   Nichol & Dhariwal, code
 ``quadratic``     :math:`\sqrt t`                                      Song et al., 2021 (DDIM)
 ``karras``        :math:`\tilde\sigma^{1/\rho}`                        Karras et al., 2022, eq. 5
 ``log_snr``       :math:`\log snr`                                     Lu et al., 2022
 ``flow``          :math:`\sigma / (\alpha + \sigma)`                   time of rectified flow
 ``log_normal``    quantiles of a normal :math:`\log\tilde\sigma`        as the training density
+``explicit``      nothing: the times themselves                        ``gendiff fit-grid``
 ================ ==================================================== =========================
 
 with :math:`\tilde\sigma = \sigma / \alpha`. The log-SNR is infinite at the data, so ``karras``
@@ -80,6 +83,86 @@ class UniformTime(Grid):
 
     def place(self, schedule: Schedule, steps: int, start: Tensor) -> Tensor:
         return start * (steps - torch.arange(steps, dtype=torch.float64)) / steps
+
+
+@dataclass(frozen=True)
+class Leading(Grid):
+    """Every so manieth step of a chain, t = (1 + k floor(T / N)) / T: diffusers' "leading".
+
+    It begins about 1/N short of t = 1, where a sampler nevertheless starts from pure noise: the
+    flaw that Lin et al., 2023 (https://arxiv.org/abs/2305.08891, section 3.3) describe. Here to
+    reproduce others' results; ``time`` is the mended grid ("trailing").
+
+    Args:
+        chain: T.
+    """
+
+    chain: int = 1000
+
+    def times(self, schedule: Schedule, steps: int, start: float = 1.0) -> list[float]:
+        times = super().times(schedule, steps, start)
+        if start == 1:
+            times[0] = (1 + (steps - 1) * (self.chain // steps)) / self.chain
+        return times
+
+    def place(self, schedule: Schedule, steps: int, start: Tensor) -> Tensor:
+        if steps > self.chain:
+            raise SamplingError(f"steps={steps}: this grid's chain has {self.chain} steps only")
+        k = steps - 1 - torch.arange(steps, dtype=torch.float64)
+        return start * (1 + k * (self.chain // steps)) / self.chain
+
+
+@dataclass(frozen=True)
+class Linspace(Grid):
+    """Both ends of a chain and N - 2 steps between, rounded to it: diffusers' "linspace".
+
+    The last call stands at t = 1/T, where hardly any noise is left to remove, so it is close to
+    wasted: N steps cover what ``time`` covers with N - 1. (The step there is to the data; in
+    diffusers' DDIM every step goes back by T / N from wherever it is, its issue 11347.)
+
+    Args:
+        chain: T.
+    """
+
+    chain: int = 1000
+
+    def place(self, schedule: Schedule, steps: int, start: Tensor) -> Tensor:
+        return start * (1 + _spread(self.chain - 1, 0, steps).round()) / self.chain
+
+
+@dataclass(frozen=True)
+class Explicit(Grid):
+    """The times themselves, as ``gendiff fit-grid`` prints them.
+
+    Args:
+        at: N + 1 times, falling strictly to 0.
+    """
+
+    at: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.at) < 2 or self.at[-1] != 0:
+            raise ValueError(f"at={list(self.at)}: at least two times, the last of them 0")
+        if any(not 1 >= t > s for t, s in zip(self.at, self.at[1:], strict=False)):
+            raise ValueError(f"at={list(self.at)}: the times must fall strictly from at most 1")
+
+    def times(self, schedule: Schedule, steps: int, start: float = 1.0) -> list[float]:
+        """See :meth:`Grid.times`; the first time may be below 1.
+
+        Raises:
+            SamplingError: Another number of steps, or another start.
+        """
+        if steps != len(self.at) - 1:
+            raise SamplingError(
+                f"steps={steps}, but the explicit grid has {len(self.at) - 1}. "
+                f"Use --steps {len(self.at) - 1}, or another grid"
+            )
+        if start not in (1.0, self.at[0]):
+            raise SamplingError(f"an explicit grid cannot start at t={start:g}. Use another grid")
+        return list(self.at)
+
+    def place(self, schedule: Schedule, steps: int, start: Tensor) -> Tensor:
+        return torch.tensor(self.at[:-1], dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -171,9 +254,12 @@ def _first_sigma(schedule: Schedule, start: Tensor, largest: float, smallest: fl
 
 GRIDS: dict[str, type[Grid]] = {
     "time": UniformTime,
+    "leading": Leading,
+    "linspace": Linspace,
     "quadratic": Quadratic,
     "karras": Karras,
     "log_snr": LogSNR,
     "flow": FlowTime,
     "log_normal": LogNormalQuantiles,
+    "explicit": Explicit,
 }

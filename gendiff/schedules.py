@@ -14,134 +14,31 @@ gives ``log_snr(t)`` and its inverse. All are differentiable in t and accurate i
 name                alpha, sigma                                    source
 ================== =============================================== =============================
 ``vp_linear``       :math:`\prod (1 - \beta_i)` at t = k/T          Ho et al., 2020
+``sigmoid``         the same, other betas                           Xu et al., 2022 (GeoDiff)
+``sohl_dickstein``  :math:`\sqrt{1 - t}, \sqrt t`                    Sohl-Dickstein et al., 2015
 ``cosine``          :math:`\cos, \sin`                              Nichol & Dhariwal, 2021
 ``polynomial``      :math:`\alpha \approx 1 - t^p`                  Hoogeboom et al., 2022
 ``ve``              :math:`1, \sigma_{min}\sqrt{r^{2t} - 1}`        Song et al., 2021
 ``edm``             :math:`1, \sigma_{max} t`                       Karras et al., 2022
 ``flow``            :math:`1 - t, t`                                Lipman et al.; Liu et al., 2023
+``shifted``         of a schedule, its log-SNR moved                Hoogeboom et al., 2023
+``zero_terminal``   of a schedule, its signal brought to 0          Lin et al., 2023
 ================== =============================================== =============================
+
+The first three are chains and have a file of their own, :mod:`gendiff.chains`; the last two wrap
+another schedule: ``{name: shifted, of: {name: cosine}, shift: -1.4}``.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-
-class Level(NamedTuple):
-    """A noise level, in Python floats."""
-
-    alpha: float
-    sigma: float
-    log_snr: float
-
-
-class Schedule(ABC):
-    """A function of time; instances are frozen values."""
-
-    @abstractmethod
-    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha_t and sigma_t at times in [0, 1], of the shape and dtype of ``t``."""
-
-    @abstractmethod
-    def log_snr(self, t: Tensor) -> Tensor:
-        """log(alpha_t^2 / sigma_t^2), strictly falling; +inf at t = 0, may be -inf at t = 1."""
-
-    @abstractmethod
-    def inverse(self, log_snr: Tensor) -> Tensor:
-        """The time at which ``log_snr(t)`` has the given value."""
-
-    def level(self, t: float) -> Level:
-        """The noise level at one time, computed once in float64."""
-        return _level(self, t)
-
-
-@lru_cache(maxsize=8192)
-def _level(schedule: Schedule, t: float) -> Level:
-    time = torch.tensor(t, dtype=torch.float64)
-    alpha, sigma = schedule(time)
-    return Level(alpha.item(), sigma.item(), schedule.log_snr(time).item())
-
-
-# Gauss-Legendre nodes on [0, 1]; 12 integrate log(1 - beta(u)) of any published betas to 1e-15.
-_NODES, _WEIGHTS = (torch.from_numpy(v) / 2 for v in np.polynomial.legendre.leggauss(12))
-_NODES = _NODES + 0.5
-
-
-@dataclass(frozen=True)
-class VPLinear(Schedule):
-    r"""The variance-preserving chain of DDPM, exact at t = k/T and smooth between.
-
-    .. math:: \log \bar\alpha(k / T) = \sum_{i=1}^{k} \log(1 - \beta_i), \quad
-              \beta_i = \beta_1 + \tfrac{i - 1}{T - 1} (\beta_T - \beta_1)
-
-    (Ho et al., 2020, https://arxiv.org/abs/2006.11239, section 2). The sum is continued to real
-    k = u by the Euler-Maclaurin formula, :math:`\int_0^u f - \tfrac12 [f]_0^u + \tfrac1{12}
-    [f']_0^u - \tfrac1{720} [f''']_0^u`, whose remainder is below float64's rounding for
-    :math:`T \ge 100`.
-
-    Args:
-        beta_start, beta_end: The first and the last beta, in (0, 1).
-        steps: T.
-    """
-
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
-    steps: int = 1000
-
-    def __post_init__(self) -> None:
-        if not (0 < self.beta_start <= self.beta_end < 1 and self.steps >= 2):
-            raise ValueError(
-                f"beta_start={self.beta_start}, beta_end={self.beta_end}, steps={self.steps}: "
-                "0 < beta_start <= beta_end < 1 and steps >= 2 are needed"
-            )
-        rise = (self.beta_end - self.beta_start) / (self.steps - 1)
-        if 2 * self.beta_start <= rise:  # the continuation's beta at t = 0 is beta_1 - rise / 2
-            raise ValueError(
-                f"beta_start={self.beta_start}: more than half the step between betas, "
-                f"{rise / 2:g}, is needed, or alpha would exceed 1 near t = 0. Raise "
-                "steps"
-            )
-
-    def log_alpha_bar(self, t: Tensor) -> Tensor:
-        """log(alpha_t^2), 0 at t = 0."""
-        slope = (self.beta_end - self.beta_start) / (self.steps - 1)
-        u = t.double() * self.steps
-        nodes, weights = _NODES.to(u.device), _WEIGHTS.to(u.device)
-        integral = u * (torch.log1p(-self.beta_start - slope * u[..., None] * nodes) @ weights)
-        p, p0 = 1 - self.beta_start - slope * u, 1 - self.beta_start
-        rise = slope * u / p0  # every difference below as a multiple of u: no cancellation
-        ends = torch.log1p(-rise) / 2
-        first = -slope * rise / p / 12
-        third = -(slope**3) * rise * (p * p + p * p0 + p0 * p0) / (p**3 * p0**2) / 360
-        return integral - ends + first - third
-
-    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        log_alpha_bar = self.log_alpha_bar(t)
-        alpha, variance = torch.exp(log_alpha_bar / 2), -torch.expm1(log_alpha_bar)
-        return alpha.to(t), _sqrt(variance).to(t)
-
-    def log_snr(self, t: Tensor) -> Tensor:
-        log_alpha_bar = self.log_alpha_bar(t)
-        return (log_alpha_bar - torch.log(-torch.expm1(log_alpha_bar))).to(t)
-
-    def inverse(self, log_snr: Tensor) -> Tensor:
-        target = -torch.nn.functional.softplus(-log_snr.double())  # log(alpha^2)
-        # Newton on log_alpha_bar, from the solution for the integral of beta alone.
-        b, c = self.beta_start * self.steps, (self.beta_end - self.beta_start) * self.steps
-        t = -2 * target / (b + (b * b - 2 * c * target).sqrt())
-        slope = (self.beta_end - self.beta_start) / (self.steps - 1)
-        for _ in range(12):
-            rate = self.steps * torch.log1p(-self.beta_start - slope * (t * self.steps - 0.5))
-            t = t - (self.log_alpha_bar(t) - target) / rate
-        return t.to(log_snr)
+from gendiff.chains import SigmoidBetas, SohlDickstein, VPLinear
+from gendiff.levels import Level, Schedule, sqrt
 
 
 @dataclass(frozen=True)
@@ -192,7 +89,7 @@ class Cosine(Schedule):
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha_bar, variance = self._alpha_bar(t)
-        return _sqrt(alpha_bar).to(t), _sqrt(variance).to(t)
+        return sqrt(alpha_bar).to(t), sqrt(variance).to(t)
 
     def log_snr(self, t: Tensor) -> Tensor:
         alpha_bar, variance = self._alpha_bar(t)
@@ -204,7 +101,7 @@ class Cosine(Schedule):
         # of the angle near noise, its sine near data, each where it loses no digits.
         near_noise = self._alpha_bar_to_angle(value.sigmoid()) - self._first
         variance = (-value).sigmoid() * math.cos(self._first) ** 2
-        sine = _sqrt(variance + math.sin(self._first) ** 2)
+        sine = sqrt(variance + math.sin(self._first) ** 2)
         near_data = 2 * torch.asin(
             (
                 variance
@@ -243,7 +140,7 @@ class Polynomial(Schedule):
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha_bar, variance = self._alpha_bar(t)
-        return alpha_bar.sqrt().to(t), _sqrt(variance).to(t)
+        return alpha_bar.sqrt().to(t), sqrt(variance).to(t)
 
     def log_snr(self, t: Tensor) -> Tensor:
         alpha_bar, variance = self._alpha_bar(t)
@@ -252,7 +149,7 @@ class Polynomial(Schedule):
     def inverse(self, log_snr: Tensor) -> Tensor:
         share = (-log_snr.double()).sigmoid() / (1 - self.floor)  # u (2 - u)
         rest = (log_snr.double().sigmoid() - self.floor) / (1 - self.floor)  # (1 - u)^2
-        u = torch.where(share < 0.5, share / (1 + _sqrt(1 - share)), 1 - _sqrt(rest))
+        u = torch.where(share < 0.5, share / (1 + sqrt(1 - share)), 1 - sqrt(rest))
         return (u ** (1 / self.power)).to(log_snr)
 
 
@@ -282,7 +179,7 @@ class VE(Schedule):
         return 2 * math.log(self.sigma_max / self.sigma_min)
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        sigma = self.sigma_min * _sqrt(torch.expm1(self._rate * t.double()))
+        sigma = self.sigma_min * sqrt(torch.expm1(self._rate * t.double()))
         return torch.ones_like(t), sigma.to(t)
 
     def log_snr(self, t: Tensor) -> Tensor:
@@ -292,6 +189,9 @@ class VE(Schedule):
     def inverse(self, log_snr: Tensor) -> Tensor:
         ratio = torch.exp(-log_snr.double()) / self.sigma_min**2
         return (torch.log1p(ratio) / self._rate).to(log_snr)
+
+    def scales(self, log_snr: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(log_snr), torch.exp(-log_snr / 2)
 
 
 @dataclass(frozen=True)
@@ -319,6 +219,9 @@ class EDM(Schedule):
     def inverse(self, log_snr: Tensor) -> Tensor:
         return torch.exp(-log_snr / 2) / self.sigma_max
 
+    def scales(self, log_snr: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(log_snr), torch.exp(-log_snr / 2)
+
 
 @dataclass(frozen=True)
 class Flow(Schedule):
@@ -335,6 +238,9 @@ class Flow(Schedule):
 
     def inverse(self, log_snr: Tensor) -> Tensor:
         return torch.sigmoid(-log_snr / 2)
+
+    def scales(self, log_snr: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.sigmoid(log_snr / 2), torch.sigmoid(-log_snr / 2)
 
 
 @dataclass(frozen=True)
@@ -358,16 +264,119 @@ class Parts(Schedule):
         raise ValueError("parts reach one log-SNR at different times; use a grid uniform in time")
 
 
-def _sqrt(value: Tensor) -> Tensor:
-    """Square root of a number that rounding may have made slightly negative."""
-    return value.clamp(min=0).sqrt()
+@dataclass(frozen=True)
+class Shifted(Schedule):
+    r"""A schedule of the same kind with :math:`\log snr(t)` moved by a number.
+
+    Hoogeboom et al., 2023 (simple diffusion, https://arxiv.org/abs/2301.11093, eq. 4): pictures
+    of d pixels a side average noise away better than those of d' for which a schedule was
+    found good, so they need the shift :math:`2 \log(d' / d)`, less than 0 for d > d'. Under
+    ``flow`` this is the time shift of Stable Diffusion 3 (Esser et al., 2024,
+    https://arxiv.org/abs/2403.03206, eq. 23), :math:`t' = m t / (1 + (m - 1) t)` with
+    :math:`shift = -2 \log m`. The shift is part of the process: nothing else may shift again.
+
+    Args:
+        of: The schedule.
+        shift: Added to the log-SNR; negative is more noise.
+    """
+
+    of: Schedule
+    shift: float
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.shift):
+            raise ValueError(f"shift={self.shift}: a finite number is needed")
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self.of.scales(self.log_snr(t))
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        return self.of.log_snr(t) + self.shift
+
+    def inverse(self, log_snr: Tensor) -> Tensor:
+        return self.of.inverse(log_snr - self.shift)
+
+    def scales(self, log_snr: Tensor) -> tuple[Tensor, Tensor]:
+        return self.of.scales(log_snr)
+
+
+@dataclass(frozen=True)
+class ZeroTerminal(Schedule):
+    r"""A variance-preserving schedule whose signal is brought to exactly 0 at t = 1.
+
+    .. math:: \alpha'_t = \frac{\alpha_t - \alpha_1}{1 - \alpha_1}, \quad
+              \sigma'^2_t = 1 - \alpha'^2_t
+
+    Lin et al., 2023 (https://arxiv.org/abs/2305.08891, algorithm 1). They keep alpha at the
+    chain's first step; here it is kept at t = 0, the step before, as else alpha would exceed 1
+    there. At t = 1 ``eps`` prediction is undefined.
+
+    Args:
+        of: The schedule.
+    """
+
+    of: Schedule
+
+    def __post_init__(self) -> None:
+        for t in (0.5, 1.0):
+            alpha, sigma, _ = self.of.level(t)
+            if abs(alpha**2 + sigma**2 - 1) > 1e-6:
+                raise ValueError(
+                    "of: a variance-preserving schedule (alpha^2 + sigma^2 = 1) is needed"
+                )
+
+    def _moved(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha' and sigma'^2; no difference of numbers that are near each other near the data."""
+        end = self.of.level(1.0)
+        alpha, sigma = self.of(t.double())
+        rest = end.sigma**2 / (1 + end.alpha)  # 1 - alpha_1
+        moved = ((alpha - end.alpha) / rest).clamp(min=0)
+        moved = torch.where(t.double() == 1, 0.0, moved)  # alpha_1 may differ by a rounding
+        return moved, sigma**2 / (1 + alpha) / rest * (1 + moved)
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, variance = self._moved(t)
+        return alpha.to(t), sqrt(variance).to(t)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        alpha, variance = self._moved(t)
+        return (2 * torch.log(alpha) - torch.log(variance)).to(t)
+
+    def inverse(self, log_snr: Tensor) -> Tensor:
+        end = self.of.level(1.0)
+        rest = end.sigma**2 / (1 + end.alpha)
+        moved, sigma = super().scales(log_snr.double())
+        alpha = end.alpha + rest * moved
+        variance = rest * sigma**2 / (1 + moved) * (1 + alpha)  # (1 - alpha) (1 + alpha)
+        return self.of.inverse(2 * torch.log(alpha) - torch.log(variance)).to(log_snr)
 
 
 SCHEDULES: dict[str, type[Schedule]] = {
     "vp_linear": VPLinear,
+    "sigmoid": SigmoidBetas,
+    "sohl_dickstein": SohlDickstein,
     "cosine": Cosine,
     "polynomial": Polynomial,
     "ve": VE,
     "edm": EDM,
     "flow": Flow,
+    "shifted": Shifted,
+    "zero_terminal": ZeroTerminal,
 }
+
+__all__ = [
+    "EDM",
+    "SCHEDULES",
+    "VE",
+    "Cosine",
+    "Flow",
+    "Level",
+    "Parts",
+    "Polynomial",
+    "Schedule",
+    "Shifted",
+    "SigmoidBetas",
+    "SohlDickstein",
+    "VPLinear",
+    "ZeroTerminal",
+]

@@ -18,7 +18,7 @@ from oracle_tools import exponential_moment, normal
 
 MODULES = (
     "schedules", "denoiser", "multistep", "objective", "samplers", "singlestep", "spaces",
-    "likelihood",
+    "likelihood", "guidance",
 )  # fmt: skip
 
 
@@ -36,6 +36,45 @@ def alpha_bars(start: float = 1e-4, end: float = 0.02, steps: int = 1000) -> tup
     beta = torch.linspace(start, end, steps, dtype=torch.float64)
     one = torch.ones(1, dtype=torch.float64)
     return torch.cat([0 * one, beta]), torch.cat([one, torch.cumprod(1 - beta, 0)])
+
+
+def chains(g: SimpleNamespace) -> None:
+    """The betas of Ho et al., of GeoDiff and of Sohl-Dickstein et al., multiplied up."""
+    k = torch.arange(1001, dtype=torch.float64)
+    x = torch.linspace(-6, 6, 1000, dtype=torch.float64)
+    for schedule, beta in (
+        (g.schedules.VPLinear(), alpha_bars()[0][1:]),
+        (g.schedules.SigmoidBetas(1e-4, 0.02, 1000), 1e-4 + 0.0199 * torch.sigmoid(x)),
+        (g.schedules.SohlDickstein(), 1 / (1000 - k[1:] + 1)),
+    ):
+        bar = torch.cat([k[:1] + 1, torch.cumprod(1 - beta, 0)])
+        alpha, _ = schedule(k / 1000)
+        near(alpha**2, bar, 1e-12)
+        near(schedule.log_snr(k[1:-1] / 1000), (bar / (1 - bar)).log()[1:-1], 1e-10)
+        near(schedule.inverse(schedule.log_snr(k[1:] / 1000)), k[1:] / 1000, 1e-12)
+
+
+def wrapped(g: SimpleNamespace) -> None:
+    """Hoogeboom et al., 2023: the log-SNR moved; Lin et al., 2023, algorithm 1."""
+    t = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    for schedule in (g.schedules.VPLinear(), g.schedules.Flow(), g.schedules.EDM()):
+        alpha, sigma = schedule(t)
+        shifted = g.schedules.Shifted(schedule, -1.4)
+        moved_alpha, moved_sigma = shifted(t)
+        near(moved_sigma / moved_alpha, sigma / alpha * math.exp(0.7))
+        near(shifted.log_snr(t), schedule.log_snr(t) - 1.4)
+        near(shifted.inverse(shifted.log_snr(t)), t)
+        name = {"VPLinear": 2, "Flow": 1}.get(type(schedule).__name__)
+        kind = moved_alpha if name is None else moved_alpha**name + moved_sigma**name
+        near(kind, torch.ones(99))
+    root = alpha_bars()[1].sqrt()
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    zero = g.schedules.ZeroTerminal(g.schedules.VPLinear())
+    k = torch.arange(1001, dtype=torch.float64) / 1000
+    near(zero(k)[0], root)
+    near(zero(k)[1] ** 2, 1 - root**2)
+    near(zero.log_snr(k[1:-1]), (root**2 / (1 - root**2)).log()[1:-1], 1e-10)
+    near(zero.inverse(zero.log_snr(t)), t)
 
 
 def ddpm_rows(g: SimpleNamespace) -> None:
@@ -464,6 +503,29 @@ def bound_denoiser(g: SimpleNamespace) -> None:
                 near(seen[-1], x_t / math.sqrt(std**2 * alpha**2 + sigma**2))
 
 
+def guidance(g: SimpleNamespace) -> None:
+    """Ho & Salimans, 2022, eq. 6; Lin et al., 2023, eq. 15-16; Sadat et al., 2024, algorithm 1."""
+    space, w, phi, eta, r = g.spaces.Dense((1, 7)), 3.5, 0.3, 0.25, 0.4 * math.sqrt(7)
+    plus, minus = normal(1, 7, seed=1), normal(1, 7, seed=2)
+    cfg = (1 + (w - 1)) * plus - (w - 1) * minus
+    make = g.guidance.Guidance
+    near(make(w).combine(plus, minus, space), cfg)
+    rescaled = cfg * plus.std() / cfg.std()
+    near(make(w, rescale=phi).combine(plus, minus, space), phi * rescaled + (1 - phi) * cfg)
+    diff = plus - minus
+    diff = diff * min(1, r / diff.norm().item())
+    along = (diff * plus).sum() / (plus * plus).sum() * plus
+    apg = plus + (w - 1) * (diff - along + eta * along)
+    bounded = make(w, parallel=eta, threshold=r / math.sqrt(7))
+    near(bounded.combine(plus, minus, space), apg)
+    schedule, edges = g.schedules.EDM(10.0), make(w, (2.0, 5.0))
+    found = [edges.inside(schedule, t) for t in (0.51, 0.49, 0.21, 0.19)]
+    assert found == [False, True, True, False]
+    assert [edges.calls(schedule, t) for t in (0.9, 0.3)] == [1, 2]
+    t = torch.tensor([0.51, 0.49, 0.21, 0.19])
+    assert edges.inside(schedule, t).tolist() == found
+
+
 def driver(g: SimpleNamespace) -> None:
     """The published loops, written out for a state x = alpha y and any denoiser."""
     space, times = g.spaces.Dense((2, 3)), [0.9, 0.6, 0.4, 0.25, 0.1]
@@ -634,6 +696,8 @@ def ode(g: SimpleNamespace) -> None:
 
 
 CHECKS: tuple[Callable[[SimpleNamespace], None], ...] = (
+    chains,
+    wrapped,
     ddpm_rows,
     ddim_rows,
     heun_rows,
@@ -649,6 +713,7 @@ CHECKS: tuple[Callable[[SimpleNamespace], None], ...] = (
     edm_table,
     bound_denoiser,
     driver,
+    guidance,
     weights,
     densities,
     variance_bound,

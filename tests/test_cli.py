@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 from PIL import Image
 
 gendiff_image = pytest.importorskip("gendiff_image", reason="pip install -e '.[image]' first")
@@ -110,6 +113,45 @@ def test_train_sample_evaluate_and_load(trained: Path) -> None:
     assert result["samples"] == 20
     assert result["heldout_likelihood"]["items"] == 4
     assert result["heldout_likelihood"]["bin_width"] == 1 / 8
+
+
+def here(*args: str) -> Result:
+    """A command in this process, which spares it importing torch."""
+    from gendiff.cli import main
+
+    return CliRunner().invoke(main, args)
+
+
+def test_a_fitted_grid_is_printed_as_it_is_given(trained: Path) -> None:
+    run = str(trained / "runs" / "image" / "default")
+    done = here("fit-grid", run, "--steps", "3", "-n", "4", "--tries", "12")
+    options = shlex.split(done.stdout.splitlines()[-1])
+    assert options[:3] == ["--steps", "3", "--grid"]
+    again = here("sample", run, "-n", "2", "--out", str(trained / "fitted"), *options)
+    assert "(3 network calls each)" in again.stdout.replace("\n", " ")
+    other = here("sample", run, "--steps", "4", *options[2:])
+    assert other.exit_code == 2
+    assert "Use --steps 3" in other.stderr
+
+
+def test_guidance_by_its_parts_and_by_an_earlier_step(trained: Path) -> None:
+    run = str(trained / "runs" / "image" / "default")
+    some = ["-n", "2", "--steps", "3", "--out", str(trained / "guided")]
+    limited = here("sample", run, *some, "--guidance", "{scale: 2, interval: [0.1, 3]}")
+    calls = int(re.search(r"\((\d+)\s+network", limited.stdout)[1])  # type: ignore[index]
+    assert 3 < calls < 6
+    done = here("sample", run, *some, "--guide-run", f"{run}@2", "--guidance", "2")
+    assert "(6 network calls each)" in done.stdout.replace("\n", " ")
+    for wrong, message in (
+        (["--guide-run", f"{run}@2"], "--guide-run: at guidance 1"),
+        (["--guide-run", f"{run}@3", "--guidance", "2"], "It has 2, 4"),
+        (["--guide-run", "nowhere", "--guidance", "2"], "nowhere is not a run"),
+        (["--guidance", "{scale: 2, fi: 1}"], "guidance has no 'fi'"),
+    ):
+        refused = here("sample", run, *some, *wrong)
+        assert refused.exit_code == 2
+        assert len(refused.stderr.splitlines()) == 1
+        assert message in refused.stderr
 
 
 def test_the_same_command_again_says_that_it_is_done(trained: Path) -> None:

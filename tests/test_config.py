@@ -8,7 +8,8 @@ import pytest
 
 from gendiff import config
 from gendiff.errors import ConfigError
-from gendiff.schedules import EDM, Flow
+from gendiff.guidance import Guidance
+from gendiff.schedules import EDM, Cosine, Flow, Shifted, ZeroTerminal
 from gendiff.testing import ToyModality
 
 
@@ -42,6 +43,33 @@ def test_what_is_written_reads_back_the_same() -> None:
     assert config.validate(ToyModality(), config.dump(resolved)) == resolved
 
 
+def test_a_schedule_of_a_schedule() -> None:
+    text = "diffusion.schedule={name: shifted, of: {name: cosine, offset: 0.01}, shift: -1.4}"
+    resolved = resolve(text)
+    assert resolved.diffusion.schedule == Shifted(Cosine(0.01), -1.4)
+    assert config.validate(ToyModality(), config.dump(resolved)) == resolved
+    dotted = resolve(text, "diffusion.schedule.of=flow", "diffusion.schedule.shift=1")
+    assert dotted.diffusion.schedule == Shifted(Flow(), 1.0)
+    twice = resolve("diffusion.schedule={name: zero_terminal, of: {name: shifted, of: cosine, "
+                    "shift: -2}}")  # fmt: skip
+    assert twice.diffusion.schedule == ZeroTerminal(Shifted(Cosine(), -2.0))
+    assert config.validate(ToyModality(), config.dump(twice)) == twice
+
+
+def test_guidance_is_a_number_or_more() -> None:
+    plain = resolve("sample.guidance=2")
+    assert plain.sample.guidance == Guidance(2.0)
+    assert config.dump(plain)["sample"]["guidance"] == 2.0  # as runs of before have it
+    more = resolve("sample.guidance={scale: 2, interval: [0.2, 3.0], rescale: 0.7}")
+    assert more.sample.guidance == Guidance(2.0, (0.2, 3.0), 0.7)
+    assert config.validate(ToyModality(), config.dump(more)) == more
+    dotted = resolve("sample.guidance=2", "sample.guidance.parallel=0", "sample.guidance.scale=3")
+    assert dotted.sample.guidance == Guidance(3.0, parallel=0.0)
+    assert resolve("sample.guidance.rescale=0.7").sample.guidance == Guidance(1.0, rescale=0.7)
+    assert resolve("sample.guidance={scale: 2, rescale: 1}", "sample.guidance=4").sample.guidance \
+        == Guidance(4.0)  # fmt: skip
+
+
 def test_numbers_in_yaml_s_blind_spots_are_numbers() -> None:
     assert resolve("train.lr=1e-4").train.lr == 1e-4  # YAML 1.1 reads a string
 
@@ -57,6 +85,17 @@ def test_numbers_in_yaml_s_blind_spots_are_numbers() -> None:
         ("diffusion.schedule=edn", "no schedule 'edn'. Did you mean 'edm'?"),
         ("diffusion.schedule={name: edm, sgma_max: 2}", "Did you mean 'sigma_max'?"),
         ("diffusion.schedule={name: edm, sigma_max: -2}", "a positive number is needed"),
+        ("diffusion.schedule={name: shifted, of: cosin, shift: 1}", "Did you mean 'cosine'?"),
+        ("diffusion.schedule={name: shifted, shift: 1}", "of: Field required"),
+        ("diffusion.schedule={name: zero_terminal, of: edm}", "variance-preserving schedule"),
+        (
+            "diffusion={prediction: eps, schedule: {name: zero_terminal, of: vp_linear}}",
+            "no signal, at t=1",
+        ),
+        ("sample.guidance=-1", "sample.guidance: scale=-1: a number of at least 0 is needed"),
+        ("sample.guidance=strong", "scale: should be a valid number"),
+        ("sample.guidance={scale: 2, rescal: 1}", "guidance has no 'rescal'. Did you mean 'resc"),
+        ("sample.guidance={interval: [3, 1]}", "0 <= low < high is needed (command line)"),
         ("sample.sampler={name: ddim, eta: 3}", "eta=3.0: a number in [0, 1] is needed"),
         ("diffusion.prediction=w", "should be 'eps', 'x', 'v', 'flow' or 'edm', got 'w'"),
         ("diffusion={prediction: eps, schedule: flow}", "no signal, at t=1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 import gendiff
 from gendiff import config, runs
-from gendiff.errors import CheckpointError, ConfigError, RunError
+from gendiff.errors import CheckpointError, ConfigError, RunError, SamplingError
 from gendiff.generate import BLOCK, Model
 from gendiff.testing import ToyModality
 from gendiff.train import Trainer
@@ -47,6 +48,50 @@ def test_guidance_of_one_is_no_guidance_and_costs_no_calls(model: Model) -> None
     assert model.calls(model.settings(steps=5)) == 5
     assert model.calls(model.settings(steps=5, guidance=3.0)) == 10
     assert model.calls(model.settings(steps=5, sampler="heun")) == 9
+
+
+@pytest.mark.parametrize("sampler", ["dpm++2m", "heun"])
+@pytest.mark.parametrize(
+    "guidance", [2.0, {"scale": 2, "interval": [0.2, 3]}, {"scale": 2, "interval": [200, 300]}]
+)
+def test_the_calls_reported_are_those_made(model: Model, sampler: str, guidance: object) -> None:
+    settings = model.settings(steps=6, sampler=sampler, guidance=guidance)
+    made = 0
+
+    def count(*_: object) -> None:
+        nonlocal made
+        made += 1
+
+    handle = model.network.register_forward_hook(count)
+    list(model.batches(range(3), settings))  # one block
+    handle.remove()
+    assert made == model.calls(settings)
+    calls = model.calls(model.settings(steps=6, sampler=sampler))
+    if guidance == 2.0:
+        assert made == 2 * calls
+    elif settings.guidance.interval[0] > 80:  # beyond the schedule: no guidance, bit for bit
+        assert made == calls
+        plain = model.sample(3, steps=6, sampler=sampler).x
+        assert torch.equal(plain, model.sample(3, steps=6, sampler=sampler, guidance=guidance).x)
+    else:
+        assert calls < made < 2 * calls
+
+
+def test_a_weaker_model_guides(model: Model, tmp_path: Path) -> None:
+    other = ["toy.hidden=8", "name=small", f"toy.kind={model.run.section.kind}"]
+    resolved = config.resolve(model.run.modality, overrides=[*other, f"out={tmp_path}"])
+    small = Trainer(runs.start(model.run.modality, resolved, model.run.facts)).model()
+    guided = model.guided_by(small)
+    plain = model.sample(4, guidance=1.0).x
+    assert torch.equal(guided.sample(4, guidance=1.0).x, plain)  # the guide is not asked
+    assert not torch.equal(guided.sample(4, guidance=2.0).x, model.sample(4, guidance=2.0).x)
+    assert torch.equal(guided.sample(4, guidance=0.0).x, small.sample(4).x)
+    itself = model.guided_by(model).sample(4, guidance=3.0).x
+    torch.testing.assert_close(itself, plain, rtol=1e-5, atol=1e-5)
+    calls = guided.calls(guided.settings(steps=5, guidance=2.0))
+    assert calls == 10
+    with pytest.raises(SamplingError, match="its data differ"):
+        model.guided_by(replace(small, run=replace(small.run, facts={"classes": 4})))
 
 
 def test_what_is_asked_for_reaches_the_network(model: Model) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from exactness import near
@@ -10,7 +11,10 @@ from oracle_tools import SCHEDULES
 from gendiff.errors import SamplingError
 from gendiff.grids import (
     GRIDS,
+    Explicit,
     Karras,
+    Leading,
+    Linspace,
     LogNormalQuantiles,
     LogSNR,
     Quadratic,
@@ -27,13 +31,13 @@ every_schedule = pytest.mark.parametrize(
 
 
 @every_schedule
-@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("name", sorted(set(GRIDS) - {"explicit"}))
 @pytest.mark.parametrize("steps", [1, 2, 7, 100])
 @pytest.mark.parametrize("start", [1.0, 0.6])
 def test_falls_between_exact_ends(name: str, schedule: Schedule, steps: int, start: float) -> None:
     times = GRIDS[name]().times(schedule, steps, start)
     assert len(times) == steps + 1
-    assert times[0] == start
+    assert times[0] == start or (name, start) == ("leading", 1.0)
     assert times[-1] == 0.0
     assert all(t > s for t, s in zip(times, times[1:], strict=False))
     assert all(isinstance(t, float) for t in times)
@@ -97,6 +101,48 @@ def test_second_time_when_the_start_has_no_signal(grid: Karras | LogSNR) -> None
 def test_uniform_time_is_the_chain(steps: int) -> None:
     times = UniformTime().times(VPLinear(), steps)
     near(times, [k / steps for k in range(steps, -1, -1)], 2e-16)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 10, 50])
+def test_spacings_of_diffusers(steps: int) -> None:
+    """As written there; index i of their chain is our t = (i + 1) / T."""
+    schedule, chain = VPLinear(), 1000
+    leading = (np.arange(0, steps) * (chain // steps)).round()[::-1]
+    near(Leading().times(schedule, steps), [*((leading + 1) / chain), 0.0], 1e-15)
+    trailing = np.round(np.arange(chain, 0, -chain / steps)) - 1
+    # "time" is not rounded to the chain
+    near(UniformTime().times(schedule, steps)[:-1], (trailing + 1) / chain, 0.5001 / chain)
+    if steps > 1:  # with one step theirs stands at 1/T and makes no sample
+        linspace = np.linspace(0, chain - 1, steps).round()[::-1]
+        near(Linspace().times(schedule, steps), [*((linspace + 1) / chain), 0.0], 1e-15)
+
+
+def test_flaws_of_the_spacings() -> None:
+    assert Leading().times(VPLinear(), 10)[0] == 0.901  # a tenth of the noise is never removed
+    assert Linspace().times(VPLinear(), 10)[-2] == 0.001
+    assert Leading().times(VPLinear(), 10, 0.5)[0] == 0.5  # part-way, the start is kept
+    with pytest.raises(SamplingError, match="20 steps only"):
+        Leading(20).times(VPLinear(), 21)
+    with pytest.raises(SamplingError, match="fall strictly"):
+        Linspace(20).times(VPLinear(), 30)
+
+
+def test_explicit() -> None:
+    grid = Explicit((0.9, 0.5, 0.1, 0.0))
+    assert grid.times(Flow(), 3) == [0.9, 0.5, 0.1, 0.0]
+    assert grid.times(Flow(), 3, 0.9) == [0.9, 0.5, 0.1, 0.0]
+    with pytest.raises(SamplingError, match="Use --steps 3"):
+        grid.times(Flow(), 4)
+    with pytest.raises(SamplingError, match="cannot start at t=0.7"):
+        grid.times(Flow(), 3, 0.7)
+
+
+@pytest.mark.parametrize(
+    "at", [(), (0.0,), (0.5, 0.1), (1.1, 0.0), (0.5, 0.5, 0.0), (math.nan, 0)]
+)
+def test_explicit_refuses(at: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="at="):
+        Explicit(at)
 
 
 def test_quadratic_and_flow() -> None:

@@ -15,8 +15,8 @@ from exactness import CHECKS, engine
 import gendiff
 
 PARTS = (
-    "errors", "noise", "schedules", "spaces", "denoiser", "grids",
-    "tables", "singlestep", "multistep", "samplers", "objective", "likelihood",
+    "errors", "noise", "levels", "chains", "schedules", "spaces", "denoiser", "grids",
+    "tables", "singlestep", "multistep", "samplers", "objective", "likelihood", "guidance",
 )  # fmt: skip
 MUTATIONS = [
     ("singlestep", "share * sigma_s**2).log()", "share * sigma_s).log()"),
@@ -84,8 +84,6 @@ MUTATIONS = [
     ("objective", "offset.square() *", "offset *"),
     ("objective", "(k - 1) / steps", "k / steps - 1e-9"),
     ("objective", "/ math.log(2)", ""),
-    ("schedules", "- ends + first - third", "+ ends + first - third"),
-    ("schedules", "- ends + first - third", "- ends - first - third"),
     ("objective", "- self.gamma * torch.logaddexp(", "- torch.logaddexp(2 * "),
     ("objective", "return log_snr - math.log(2)", "return log_snr"),
     ("objective", "logsigmoid(self.bias - log_snr)", "logsigmoid(log_snr - self.bias)"),
@@ -105,6 +103,29 @@ MUTATIONS = [
     ("likelihood", "+ gained + dof * math.log(cos)", "+ gained"),
     ("likelihood", "log(2 * math.pi * variance)", "log(2 * math.pi)"),
     ("spaces", "value[:, : self.centred]) / self.sizes", "value[:, : self.centred])"),
+    ("guidance", "torch.lerp(worse, better,", "torch.lerp(better, worse,"),
+    ("guidance", "(self.scale - 1) * change", "self.scale * change"),
+    ("guidance", "- (1 - self.parallel) *", "- self.parallel *"),
+    ("guidance", "self.threshold / _rms(change, space)", "_rms(change, space)"),
+    ("guidance", "_rms(better, space).square()", "_rms(better, space)"),
+    ("guidance", "_std(better, space) / _std(x_hat, space)",
+     "_std(x_hat, space) / _std(better, space)"),
+    ("guidance", "1 + self.rescale * (ratio - 1)", "ratio"),
+    ("guidance", "least <= schedule.level(t)", "schedule.level(t)"),
+    ("guidance", "(log_snr < most)", "(log_snr > most)"),
+    ("chains", "q / 2 - q**2 / 12", "q**2 / 12"),
+    ("chains", "q / 2 - q**2 / 12", "q / 2 + q**2 / 12"),
+    ("chains", "- h * (a - b) / 2", "+ h * (a - b) / 2"),
+    ("chains", "(da - db) / 12", "(da - db) / 6"),
+    ("chains", "return sqrt(1 - t), sqrt(t)", "return sqrt(1 - t**2), t"),
+    ("chains", "torch.log1p(-t) - torch.log(t)", "2 * (torch.log1p(-t) - torch.log(t))"),
+    ("levels", "value.sigmoid().sqrt().to(log_snr)", "value.sigmoid().to(log_snr)"),
+    ("schedules", "self.of.log_snr(t) + self.shift", "self.of.log_snr(t) - self.shift"),
+    ("schedules", "inverse(log_snr - self.shift)", "inverse(log_snr + self.shift)"),
+    ("schedules", "(alpha - end.alpha) / rest", "(alpha - end.alpha)"),
+    ("schedules", "/ rest * (1 + moved)", "* (1 + moved)"),
+    ("schedules", "/ (1 + moved) * (1 + alpha)", "/ (1 + moved)"),
+    ("schedules", "rest * moved", "moved"),
 ]  # fmt: skip
 
 

@@ -8,7 +8,20 @@ import torch
 from exactness import alpha_bars, near
 from oracle_tools import SCHEDULES
 
-from gendiff.schedules import EDM, VE, Cosine, Flow, Parts, Polynomial, Schedule, VPLinear
+from gendiff.schedules import (
+    EDM,
+    VE,
+    Cosine,
+    Flow,
+    Parts,
+    Polynomial,
+    Schedule,
+    Shifted,
+    SigmoidBetas,
+    SohlDickstein,
+    VPLinear,
+    ZeroTerminal,
+)
 
 pytestmark = pytest.mark.usefixtures("float64")
 ALL: dict[str, Schedule] = {
@@ -17,6 +30,16 @@ ALL: dict[str, Schedule] = {
     "vp_constant": VPLinear(0.01, 0.01, 500),
     "cosine_to_noise": Cosine(min_log_snr=-math.inf),
     "cosine_wide": Cosine(0.1, -6.0),
+    "vp_sigmoid": SigmoidBetas(),
+    "vp_sohl_dickstein": SohlDickstein(),
+    "vp_shifted": Shifted(VPLinear(), -1.4),
+    "cosine_shifted": Shifted(Cosine(), 1.4),
+    "poly_shifted": Shifted(Polynomial(), -3.0),
+    "flow_shifted": Shifted(Flow(), -2.2),
+    "edm_shifted": Shifted(EDM(), 1.0),
+    "vp_to_noise": ZeroTerminal(VPLinear()),
+    "vp_sigmoid_to_noise": ZeroTerminal(SigmoidBetas()),
+    "vp_shifted_to_noise": ZeroTerminal(Shifted(Cosine(), 3.0)),
 }
 every = pytest.mark.parametrize("schedule", ALL.values(), ids=ALL.keys())
 
@@ -86,6 +109,69 @@ def test_variance_preserved(name: str) -> None:
     near(alpha**2 + sigma**2, torch.ones(1001), 2e-15)
 
 
+def test_sigmoid_is_the_chain() -> None:
+    """GeoDiff's betas, as its authors make them."""
+    for start, end, steps in ((1e-7, 2e-3, 5000), (1e-4, 0.02, 1000)):
+        beta = torch.sigmoid(torch.linspace(-6, 6, steps)) * (end - start) + start
+        bar = torch.cat([torch.ones(1), torch.cumprod(1 - beta, 0)])
+        schedule = SigmoidBetas(start, end, steps)
+        alpha, sigma = schedule(torch.arange(steps + 1) / steps)
+        near(alpha, bar.sqrt(), 1e-12)
+        near(sigma, (1 - bar).sqrt(), 3e-11)  # the reference's cancellation: 1e-16 / 2 sigma
+        u = torch.linspace(0, steps - 1, 1237)  # and between the steps
+        rise = schedule.log_alpha_bar((u + 1) / steps) - schedule.log_alpha_bar(u / steps)
+        x = -6 + 12 * u / (steps - 1)
+        near(rise, torch.log1p(-start - (end - start) * torch.sigmoid(x)), 1e-13)
+
+
+@pytest.mark.parametrize("steps", [7, 1000])
+def test_sohl_dickstein_is_the_chain(steps: int) -> None:
+    beta = 1 / (steps - torch.arange(1, steps + 1) + 1)
+    bar = torch.cat([torch.ones(1), torch.cumprod(1 - beta, 0)])
+    alpha, sigma = SohlDickstein()(torch.arange(steps + 1) / steps)
+    near(alpha**2, bar, 1e-13)
+    near(sigma**2, 1 - bar, 1e-13)
+    assert (alpha[-1], sigma[0]) == (0, 0)
+    assert SohlDickstein().log_snr(torch.ones(1)) == -math.inf
+
+
+@pytest.mark.parametrize("d", [128, 32])
+def test_shift_of_simple_diffusion(d: int) -> None:
+    """Hoogeboom et al., 2023: alpha^2 = sigmoid(log snr + 2 log(64 / d))."""
+    t = torch.linspace(0.01, 0.99, 50)
+    shift = 2 * math.log(64 / d)
+    alpha, sigma = Shifted(Cosine(), shift)(t)
+    expected = torch.sigmoid(Cosine().log_snr(t) + shift)
+    near(alpha**2, expected, 1e-14)
+    near(sigma**2, 1 - expected, 1e-14)
+
+
+def test_shift_of_a_flow_is_that_of_time() -> None:
+    """Esser et al., 2024, eq. 23."""
+    t, m = torch.linspace(0, 1, 50), 3.0
+    alpha, sigma = Shifted(Flow(), -2 * math.log(m))(t)
+    near(sigma, m * t / (1 + (m - 1) * t), 1e-15)
+    near(alpha + sigma, torch.ones(50), 1e-15)
+    near(Shifted(EDM(40.0), -2 * math.log(m))(t)[1], 120 * t, 1e-15)  # alpha stays 1
+    near(Shifted(VE(), -2 * math.log(m))(t)[0], torch.ones(50), 0)
+
+
+def test_zero_terminal_is_the_paper_s_rescaling() -> None:
+    """Lin et al., 2023, algorithm 1, of the chain that begins with the data, k = 0."""
+    _, bar = alpha_bars()
+    root = bar.sqrt()
+    first, last = root[0].clone(), root[-1].clone()
+    root = (root - last) * first / (first - last)
+    alpha, sigma = ZeroTerminal(VPLinear())(torch.arange(1001) / 1000)
+    near(alpha, root, 1e-12)
+    near(sigma, (1 - root**2).sqrt(), 1e-11)
+    assert (alpha[-1], alpha[0], sigma[0]) == (0, 1, 0)
+    assert ZeroTerminal(VPLinear()).log_snr(torch.ones(1)) == -math.inf
+    # of a chain that ends without signal already, nothing changes
+    t = torch.linspace(0, 1, 50)
+    near(torch.stack(ZeroTerminal(SohlDickstein())(t)), torch.stack(SohlDickstein()(t)), 1e-15)
+
+
 def test_cosine_formula() -> None:
     """Nichol & Dhariwal, eq. 17."""
     t = torch.linspace(0, 1, 201)
@@ -151,6 +237,11 @@ def test_dtype_and_value(schedule: Schedule) -> None:
         lambda: VE(2.0, 1.0),
         lambda: EDM(0.0),
         lambda: EDM(math.nan),
+        lambda: SigmoidBetas(1e-3, 1e-4),
+        lambda: SigmoidBetas(steps=3),
+        lambda: Shifted(Flow(), math.inf),
+        lambda: ZeroTerminal(EDM()),
+        lambda: ZeroTerminal(Flow()),
     ],
 )
 def test_refuses_what_is_no_schedule(make: object) -> None:
