@@ -284,7 +284,23 @@ def _make_folder(path: Path) -> None:
 @click.option(
     "-n", "count", type=click.IntRange(min=2), help="Samples to judge.  [default: the modality's]"
 )
-def evaluate(folder: Path, count: int | None, **options: Any) -> None:
+@click.option(
+    "--likelihood",
+    "items",
+    metavar="N",
+    type=click.IntRange(min=2),
+    help="Also the log-likelihood of N held-out items, by the probability-flow ODE.",
+)
+@click.option(
+    "--ode-steps",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Steps of that ODE, each of four network calls and their gradients.",
+)
+def evaluate(
+    folder: Path, count: int | None, items: int | None, ode_steps: int, **options: Any
+) -> None:
     """Judge a run: the modality's metrics beside real data, and the held-out loss."""
     from gendiff import evaluate as judging
     from gendiff import runs
@@ -292,7 +308,9 @@ def evaluate(folder: Path, count: int | None, **options: Any) -> None:
     model = _load(folder, options)
     settings = _settings(model, options)
     n = count or model.run.modality.sample_count(model.run.facts)
-    result = judging.evaluate(model, settings, n, options["seed"], runs.cache_folder())
+    result = judging.evaluate(
+        model, settings, n, options["seed"], runs.cache_folder(), items or 0, ode_steps
+    )
     judging.show(result)
     click.echo(f"written to {model.run.folder / 'evaluation.json'}")
 

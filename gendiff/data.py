@@ -9,7 +9,7 @@ save, and neither workers nor prefetching can lose it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -64,7 +64,7 @@ class InOrder(Sampler[list[Key]]):
 def loader(
     dataset: Dataset[Any],
     collate: Callable[[Sequence[Any]], Batch],
-    order: Sampler[list[Key]],
+    order: Iterable[list[Key]],
     workers: int = 0,
 ) -> Iterator[Batch]:
     """Iterates over the batches of an order, with no more workers than there are cores."""

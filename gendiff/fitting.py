@@ -27,7 +27,8 @@ from gendiff.config import SampleConfig
 from gendiff.errors import SamplingError
 from gendiff.generate import Model
 from gendiff.grids import GRIDS, Explicit, FlowTime
-from gendiff.samplers import DPMSolverPP2M, make_table
+from gendiff.multistep import DPMSolverPP2M
+from gendiff.samplers import make_table
 from gendiff.schedules import Schedule
 from gendiff.spaces import Batch, join
 

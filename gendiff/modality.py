@@ -156,6 +156,14 @@ class Modality(ABC):
         """The columns of a state that hold one-hot codes; none unless a modality says so."""
         return ()
 
+    def bin_width(self, config: Any, facts: Mapping[str, Any]) -> float | None:
+        """The distance between neighbouring values of data that are discrete, in x's units.
+
+        With it a likelihood is a probability of the data and is told in bits/dim. None, unless a
+        modality says so, for data that are continuous, or whose columns differ.
+        """
+        return None
+
     @abstractmethod
     def templates(
         self, config: Any, facts: Mapping[str, Any], request: Request

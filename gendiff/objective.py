@@ -17,7 +17,23 @@ weight      w(snr)                                       mean squared error of
 ``flow``    :math:`(1 + \sqrt{snr})^2`                   the velocity of rectified flow
 ``edm``     :math:`snr + 1 / s^2`                        F, with EDM's preconditioning (table 1)
 ``min_snr`` :math:`\min(snr, \gamma)`                    Hang et al., 2023, eq. 8
+``p2``      :math:`snr / (k + snr)^\gamma`                Choi et al., 2022
+``vlb``     :math:`snr / 2 p(\lambda)`                    the variational bound, below
+``sigmoid`` ``vlb``'s times sigmoid(b - λ)                Kingma & Gao, 2023
 =========  ===========================================  =========================================
+
+The last two weigh an integral over the log-SNR, and so divide by the density :math:`p(\lambda)`
+with which it is drawn: the times then say where the integral is sampled, not what it is. In the
+limit of fine steps the divergences of the variational bound are
+
+.. math:: \tfrac12 \int snr\, \lVert \hat x - x \rVert^2\, d\lambda
+          = \mathbb E_t\, \frac{snr}{2\, p(t)}\, \Big(-\frac{d\lambda}{dt}\Big)
+            \lVert \hat x - x \rVert^2
+
+(Kingma et al., 2021, https://arxiv.org/abs/2107.00630, eq. 17), as :math:`snr_s - snr_t =
+\int snr\, d\lambda` is twice a step's weight there. Near the data the integrand tends to a
+constant in λ, so draw times whose λ has finite moments, such as ``log_normal``: with ``uniform``
+ones few draws hold most of the loss.
 
 Columns that hold a one-hot code have, in place of their squared error, the cross-entropy of
 x_hat's distribution in nats, at one weight for all noise levels (as Dieleman et al., 2022,
@@ -29,15 +45,15 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gendiff.denoiser import PREDICTIONS, Denoiser, category_logits, noise_number, scalings
 from gendiff.noise import NoiseSource, generator
-from gendiff.samplers import interpolate_variance, posterior
 from gendiff.schedules import Schedule
+from gendiff.singlestep import interpolate_variance, posterior
 from gendiff.spaces import Batch
 
 
@@ -47,6 +63,21 @@ class Times(ABC):
     @abstractmethod
     def __call__(self, u: Tensor, schedule: Schedule) -> Tensor:
         """Times in (0, 1] for float64 numbers u in (0, 1), both of shape (B,)."""
+
+    def log_density(self, t: Tensor) -> Tensor:
+        """The logarithm of the density of t, (B,)."""
+        return torch.zeros_like(t)
+
+    def log_snr_density(self, t: Tensor, schedule: Schedule) -> Tensor:
+        """The logarithm of the density of the log-SNR, at times t, of the shape of the log-SNR."""
+        with torch.enable_grad():
+            t = t.detach().requires_grad_()
+            log_snr = schedule.log_snr(t)
+            columns = log_snr.reshape(len(t), -1).unbind(1)
+            rates = [torch.autograd.grad(c.sum(), t, retain_graph=True)[0] for c in columns]
+        log_rate = (-torch.stack(rates, 1)).log().reshape(log_snr.shape)
+        density = self.log_density(t.detach())
+        return density.reshape(-1, *[1] * (log_rate.ndim - 1)) - log_rate
 
 
 @dataclass(frozen=True)
@@ -69,6 +100,11 @@ class LogitNormal(Times):
     def __call__(self, u: Tensor, schedule: Schedule) -> Tensor:
         return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
 
+    def log_density(self, t: Tensor) -> Tensor:
+        """See :meth:`Times.log_density`."""
+        logit = torch.logit(t)
+        return _log_normal(logit, self.mean, self.std) - (t * (1 - t)).log()
+
 
 @dataclass(frozen=True)
 class LogNormal(Times):
@@ -84,6 +120,15 @@ class LogNormal(Times):
         log_sigma = self.mean + self.std * torch.special.ndtri(u)
         return schedule.inverse(-2 * log_sigma).clamp(max=1)
 
+    def log_snr_density(self, t: Tensor, schedule: Schedule) -> Tensor:
+        """See :meth:`Times.log_snr_density`; without the times that were moved to the end."""
+        log_sigma = schedule.log_snr(t) / -2
+        return _log_normal(log_sigma, self.mean, self.std) - math.log(2)
+
+
+def _log_normal(x: Tensor, mean: float, std: float) -> Tensor:
+    return -(((x - mean) / std) ** 2) / 2 - math.log(std * math.sqrt(2 * math.pi))
+
 
 TIMES: dict[str, type[Times]] = {
     "uniform": Uniform,
@@ -93,7 +138,12 @@ TIMES: dict[str, type[Times]] = {
 
 
 class Weight(ABC):
-    """A weight on the squared error of x_hat, as the logarithm of w at a log-SNR."""
+    """A weight on the squared error of x_hat, as the logarithm of w at a log-SNR.
+
+    Where ``integral`` is true it weighs an integral over the log-SNR, else a mean over the times.
+    """
+
+    integral: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, log_snr: Tensor, data_std: float) -> Tensor:
@@ -150,6 +200,50 @@ class MinSNR(Weight):
         return log_snr.clamp(max=math.log(self.gamma))
 
 
+@dataclass(frozen=True)
+class P2(Weight):
+    """snr / (k + snr)^gamma (Choi et al., 2022, https://arxiv.org/abs/2204.00227)."""
+
+    gamma: float = 1.0
+    k: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.k > 0:
+            raise ValueError(f"k={self.k}: a positive number is needed")
+
+    def __call__(self, log_snr: Tensor, data_std: float) -> Tensor:
+        log_k = log_snr.new_tensor(math.log(self.k))
+        return log_snr - self.gamma * torch.logaddexp(log_snr, log_k)
+
+
+@dataclass(frozen=True)
+class VLB(Weight):
+    """The variational bound, in nats for each element; see the module."""
+
+    integral: ClassVar[bool] = True
+
+    def __call__(self, log_snr: Tensor, data_std: float) -> Tensor:
+        return log_snr - math.log(2)
+
+
+@dataclass(frozen=True)
+class Sigmoid(VLB):
+    """The bound's integrand times sigmoid(b - log snr): it tends to a constant weight on x.
+
+    Kingma & Gao, 2023 (https://arxiv.org/abs/2303.00848); Hoogeboom et al., 2024
+    (https://arxiv.org/abs/2410.19324).
+
+    Args:
+        bias: b; the smaller, the less do fine details count.
+    """
+
+    bias: float = 2.0
+
+    def __call__(self, log_snr: Tensor, data_std: float) -> Tensor:
+        bound = super().__call__(log_snr, data_std)
+        return bound + torch.nn.functional.logsigmoid(self.bias - log_snr)
+
+
 WEIGHTS: dict[str, type[Weight]] = {
     "eps": Eps,
     "x": X,
@@ -157,6 +251,9 @@ WEIGHTS: dict[str, type[Weight]] = {
     "flow": FlowMatching,
     "edm": EDMWeight,
     "min_snr": MinSNR,
+    "p2": P2,
+    "vlb": VLB,
+    "sigmoid": Sigmoid,
 }
 
 
@@ -204,6 +301,15 @@ class Objective:
             u = (torch.arange(total, dtype=torch.float64) + u) / total
         return u[slot::slots].clamp(min=1e-12, max=1 - 1e-12)
 
+    def log_weight(self, denoiser: Denoiser, t: Tensor) -> Tensor:
+        """Log w on the squared error of x_hat at times (B,), of the shape of the log-SNR."""
+        log_snr = denoiser.schedule.log_snr(t)
+        log_w = self.weight(log_snr, denoiser.data_std)
+        if self.weight.integral:
+            log_w = log_w - self.times.log_snr_density(t, denoiser.schedule)
+            log_w = log_w.masked_fill(log_snr == -math.inf, -math.inf)  # no signal, nothing to add
+        return log_w
+
     def __call__(
         self,
         denoiser: Denoiser,
@@ -240,7 +346,7 @@ class Objective:
         log_snr = denoiser.schedule.log_snr(t)
         p, q = PREDICTIONS[denoiser.prediction](alpha, sigma, denoiser.data_std)
         scales = scalings(denoiser.prediction, denoiser.data_std, alpha, sigma)
-        weight = self.weight(log_snr, denoiser.data_std).exp() * scales.c_out**2
+        weight = self.log_weight(denoiser, t).exp() * scales.c_out**2
 
         def rows(value: Tensor) -> Tensor:
             return space.expand(value.to(x))

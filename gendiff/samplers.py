@@ -1,16 +1,4 @@
-r"""Samplers as tables of numbers.
-
-With :math:`\lambda = \log(\alpha / \sigma)` every affine Gaussian process has one and the same
-probability-flow ODE, whatever the schedule and the prediction:
-
-.. math:: x_s = \frac{\sigma_s}{\sigma_t} x_t
-          + \alpha_s \int_{\lambda_t}^{\lambda_s} e^{l - \lambda_s}\, \hat x(l)\, dl .
-
-A step of a sampler therefore is a linear combination
-:math:`x_s = a\, x_t + \sum_j b_j\, \hat x_j + c\, z` of the state, of past and present estimates
-and of unit noise z, and a sampler on a grid is a table of such numbers. The table is made in
-float64 before the first network call (:meth:`Sampler.table`); one driver (:func:`states`) walks
-it and keeps the history, so a sampler is a frozen value without state that can go stale.
+r"""The samplers by name, and the driver that walks their tables (see :mod:`gendiff.tables`).
 
 =============  ====================================================  ==========================
 name            method                                                source
@@ -19,326 +7,70 @@ name            method                                                source
 ``ddim``        eta = 0 the ODE, eta = 1 ancestral                    Song et al., 2021, eq. 12
 ``euler``       Euler in sigma / alpha, with churn                    Karras et al., 2022
 ``heun``        Heun in sigma / alpha, with churn                     Karras et al., 2022, alg. 2
+``restart``     Heun or Euler, an interval walked several times       Xu et al., 2023
+``pc``          ancestral with Langevin steps as correctors           Song et al., 2021, alg. 2-5
+``dpm++2s``     exponential singlestep of order 2, two calls          Lu et al., 2022, alg. 1
 ``dpm++2m``     exponential multistep of order 2                      Lu et al., 2022, alg. 2
+``dpm++3m``     exponential multistep of order 3, exact               Lu et al., 2022
+``unipc``       ``dpm++2m`` or ``3m``, corrected without calls        Zhao et al., 2023
+``lms``         Adams-Bashforth in sigma / alpha, order 1 to 4        k-diffusion; rhoAB-DEIS
+``deis``        the same with polynomials in t (tAB)                  Zhang & Chen, 2023
+``pndm``        the same with weights of equal steps (PLMS)           Liu et al., 2022
+``dpm++2m_sde`` the reverse SDE, multistep of order 2                 Lu et al., 2022, sec. 4
 =============  ====================================================  ==========================
-
-Both ends may be infinite in lambda. At s = 0 every method gives x_hat itself; a step from a state
-without signal is of order 1, and such a state leaves the history.
 """
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gendiff.denoiser import DenoiserFn
 from gendiff.errors import SamplingError
 from gendiff.grids import check_times
+from gendiff.multistep import (
+    DEIS,
+    LMS,
+    PNDM,
+    DPMSolverPP2M,
+    DPMSolverPP3M,
+    SDEDPMSolverPP2M,
+    UniPC,
+)
 from gendiff.noise import NoiseSource
-from gendiff.schedules import Level, Parts, Schedule
+from gendiff.schedules import Parts, Schedule
+from gendiff.singlestep import (
+    DDIM,
+    DDPM,
+    DPMSolverPP2S,
+    Euler,
+    Heun,
+    PredictorCorrector,
+    Restart,
+    interpolate_variance,
+)
 from gendiff.spaces import Space
-
-
-class Stage(NamedTuple):
-    """One network call and what follows: x = a anchor + sum_j b_j x_hat_j + c z.
-
-    ``t`` is the time of the call on the present state; ``b`` goes from the newest estimate back;
-    the anchor is the state at the step's start (after ``renoise``). ``variance`` holds the two
-    log-variances between which a learned one lies, in place of c.
-    """
-
-    t: float
-    a: float
-    b: tuple[float, ...]
-    c: float = 0.0
-    variance: tuple[float, float] | None = None
-
-
-class Step(NamedTuple):
-    """From time t to s: optionally scale and noise (``renoise`` = (scale, std)), then stages."""
-
-    t: float
-    s: float
-    stages: tuple[Stage, ...]
-    renoise: tuple[float, float] | None = None
-
-
-class Sampler(ABC):
-    """A frozen value that turns a schedule and times into a table."""
-
-    order: ClassVar[int]  # of convergence, of the deterministic method
-
-    @abstractmethod
-    def table(self, schedule: Schedule, times: list[float]) -> list[Step]:
-        """The steps over ``times``, which fall strictly."""
-
-
-# --- integrals ---------------------------------------------------------------------------------
-
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
-_NODES, _WEIGHTS = (_NODES + 1) / 2, _WEIGHTS / 2
-
-
-def exponential_weights(nodes: list[float], start: float, end: float) -> list[float]:
-    r""":math:`\int_{start}^{end} e^{l - end} L_j(l)\, dl`, L_j the Lagrange polynomials of nodes.
-
-    Exact up to float64's rounding (Gauss-Legendre, 16 points on each unit of the interval) for
-    estimates that are polynomials in lambda of degree below ``len(nodes)``. The interval may be
-    infinite for one node only.
-    """
-    if len(nodes) == 1:
-        return [-math.expm1(start - end)]
-    edges = np.linspace(start, end, math.ceil(end - start) + 1)
-    width = edges[1] - edges[0]
-    lam = (edges[:-1, None] + width * _NODES).ravel()
-    weight = np.tile(width * _WEIGHTS, len(edges) - 1) * np.exp(lam - end)
-    result = []
-    for j, node in enumerate(nodes):
-        others = [other for i, other in enumerate(nodes) if i != j]
-        basis = np.prod([(lam - other) / (node - other) for other in others], axis=0)
-        result.append(float(weight @ basis))
-    return result
-
-
-def _lam(level: Level) -> float:
-    return level.log_snr / 2
-
-
-def _first_order(t: float, now: Level, end: Level) -> Stage:
-    """The exact step for a constant estimate: DDIM, and every method's way into the data."""
-    return Stage(t, end.sigma / now.sigma, (end.alpha * -math.expm1(_lam(now) - _lam(end)),))
-
-
-# --- stochastic: ancestral steps ---------------------------------------------------------------
-
-
-def posterior(schedule: Schedule, t: Any, s: Any) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Of q(x_s | x_t, x): its log-variance, the log of beta, and the gain of x in its mean.
-
-    With :math:`\beta = \sigma_t^2 - (\alpha_t / \alpha_s)^2 \sigma_s^2` the variance is
-    :math:`\tilde\beta = \beta \sigma_s^2 / \sigma_t^2` and the gain
-    :math:`\alpha_s \beta / \sigma_t^2` (Ho et al., 2020, eq. 7, for any schedule).
-
-    Args:
-        schedule: The schedule.
-        t, s: float64 times of one shape, s < t.
-    """
-    (alpha_s, sigma_s), (_, sigma_t) = schedule(s), schedule(t)
-    # beta / sigma_t^2 = 1 - snr_t / snr_s, without the cancellation.
-    share = -torch.expm1(schedule.log_snr(t) - schedule.log_snr(s))
-    beta = share * sigma_t**2
-    return (share * sigma_s**2).log(), beta.log(), alpha_s * share
-
-
-def interpolate_variance(low: Any, high: Any, v: Tensor) -> Tensor:
-    """Log-variance at the network's v: -1 for ``low`` and 1 for ``high`` (iDDPM, eq. 15)."""
-    return (v + 1) / 2 * high + (1 - v) / 2 * low
-
-
-@dataclass(frozen=True)
-class DDPM(Sampler):
-    """Ancestral sampling of the discrete chain (Ho et al., 2020, algorithm 2).
-
-    Args:
-        variance: ``"small"``, the posterior's beta-tilde; ``"large"``, beta; ``"learned"``, the
-            network's own between the two (Nichol & Dhariwal, 2021, eq. 15). The step into the
-            data adds no noise.
-    """
-
-    variance: str = "small"
-    order: ClassVar[int] = 1
-
-    def __post_init__(self) -> None:
-        if self.variance not in ("small", "large", "learned"):
-            raise ValueError(f"variance={self.variance!r}: choose small, large or learned")
-
-    def table(self, schedule: Schedule, times: list[float]) -> list[Step]:
-        steps = []
-        for t, s in zip(times, times[1:], strict=False):
-            now, end = schedule.level(t), schedule.level(s)
-            share = -math.expm1(now.log_snr - end.log_snr)
-            a = now.alpha / end.alpha * (end.sigma / now.sigma) ** 2
-            small, large = share * end.sigma**2, share * now.sigma**2
-            c, bounds = 0.0, None
-            if end.sigma > 0 and self.variance == "learned":
-                bounds = (math.log(small), math.log(large))
-            elif end.sigma > 0:
-                c = math.sqrt(small if self.variance == "small" else large)
-            steps.append(Step(t, s, (Stage(t, a, (end.alpha * share,), c, bounds),)))
-        return steps
-
-
-@dataclass(frozen=True)
-class DDIM(Sampler):
-    r"""Song et al., 2021 (https://arxiv.org/abs/2010.02502, eq. 12).
-
-    .. math:: x_s = \alpha_s \hat x + \sqrt{\sigma_s^2 - \tau^2}\, \hat\epsilon + \tau z, \quad
-              \tau = \eta\, \sigma_s \sqrt{1 - (\alpha_t \sigma_s / \alpha_s \sigma_t)^2}
-
-    Args:
-        eta: Scale of the *standard deviation* of the noise: 0 the ODE, 1 ancestral sampling.
-    """
-
-    eta: float = 0.0
-    order: ClassVar[int] = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta={self.eta}: a number in [0, 1] is needed")
-
-    def table(self, schedule: Schedule, times: list[float]) -> list[Step]:
-        steps = []
-        for t, s in zip(times, times[1:], strict=False):
-            now, end = schedule.level(t), schedule.level(s)
-            stage = _first_order(t, now, end)
-            if self.eta and end.sigma > 0:
-                share = -math.expm1(now.log_snr - end.log_snr)
-                c = self.eta * end.sigma * math.sqrt(share)
-                a = end.sigma * math.sqrt(1 - self.eta**2 * share) / now.sigma
-                stage = Stage(t, a, (end.alpha - a * now.alpha,), c)
-            steps.append(Step(t, s, (stage,)))
-        return steps
-
-
-# --- Euler and Heun ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Euler(Sampler):
-    """Euler's method in sigma / alpha with churn (Karras et al., 2022, algorithm 2, order 1).
-
-    Without churn this is DDIM. Churn moves a state to a higher noise level before its step.
-    The level never leaves the schedule, so the first step has no churn.
-
-    Args:
-        churn: S_churn, spread over the steps; 0 for none.
-        churn_min, churn_max: The range of sigma / alpha in which there is churn.
-        churn_noise: S_noise, scale of the noise's standard deviation.
-    """
-
-    churn: float = 0.0
-    churn_min: float = 0.0
-    churn_max: float = math.inf
-    churn_noise: float = 1.0
-    order: ClassVar[int] = 1
-
-    def __post_init__(self) -> None:
-        if self.churn < 0 or self.churn_noise < 0 or self.churn_min > self.churn_max:
-            raise ValueError(
-                f"churn={self.churn}, churn_min={self.churn_min}, churn_max={self.churn_max}, "
-                f"churn_noise={self.churn_noise}: none may be negative, nor the range empty"
-            )
-
-    def table(self, schedule: Schedule, times: list[float]) -> list[Step]:
-        gamma = min(self.churn / (len(times) - 1), math.sqrt(2) - 1)
-        steps = []
-        for t, s in zip(times, times[1:], strict=False):
-            start, renoise = t, None
-            sigma = math.exp(min(-_lam(schedule.level(t)), 700))
-            if gamma > 0 and self.churn_min <= sigma <= self.churn_max:
-                start, renoise = self._churn(schedule, t, gamma)
-            now, end = schedule.level(start), schedule.level(s)
-            steps.append(Step(t, s, self.stages(start, s, now, end), renoise))
-        return steps
-
-    def _churn(
-        self, schedule: Schedule, t: float, gamma: float
-    ) -> tuple[float, tuple[float, float] | None]:
-        level = schedule.level(t)
-        target = torch.tensor(level.log_snr - 2 * math.log1p(gamma), dtype=torch.float64)
-        start = min(schedule.inverse(target).item(), 1.0)
-        if start <= t:
-            return t, None
-        new = schedule.level(start)
-        scale = new.alpha / level.alpha
-        added = math.sqrt(max(new.sigma**2 - (scale * level.sigma) ** 2, 0))
-        return start, (scale, self.churn_noise * added)
-
-    def stages(self, t: float, s: float, now: Level, end: Level) -> tuple[Stage, ...]:
-        """The network calls of one step."""
-        return (_first_order(t, now, end),)
-
-
-@dataclass(frozen=True)
-class Heun(Euler):
-    """Heun's method in sigma / alpha with churn (Karras et al., 2022, algorithm 2).
-
-    Two network calls a step, one on the step into the data: N steps take 2 N - 1 calls (one less
-    if the first state has no signal: that step is Euler's). Arguments as for :class:`Euler`.
-    """
-
-    order: ClassVar[int] = 2
-
-    def stages(self, t: float, s: float, now: Level, end: Level) -> tuple[Stage, ...]:
-        euler = _first_order(t, now, end)
-        if end.sigma == 0 or now.alpha == 0:
-            return (euler,)
-        first, last = now.sigma / now.alpha, end.sigma / end.alpha
-        half = (last - first) / 2
-        newest = -half / last
-        oldest = half * ((1 - last / first) / last - 1 / first)
-        return euler, Stage(s, euler.a, (end.alpha * newest, end.alpha * oldest))
-
-
-# --- multistep ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class DPMSolverPP2M(Sampler):
-    """DPM-Solver++(2M) (Lu et al., 2022, https://arxiv.org/abs/2211.01095, algorithm 2).
-
-    The step into the data is of order 1 ("lower order final"): its interval is infinite.
-
-    Args:
-        rule: ``"midpoint"`` is the paper's, which extrapolates to the interval's middle;
-            ``"exact"`` integrates the line through two estimates exactly (called "heun" in the
-            authors' code).
-    """
-
-    rule: str = "exact"
-    order: ClassVar[int] = 2
-
-    def __post_init__(self) -> None:
-        if self.rule not in ("exact", "midpoint"):
-            raise ValueError(f"rule={self.rule!r}: choose exact or midpoint")
-
-    def table(self, schedule: Schedule, times: list[float]) -> list[Step]:
-        steps = []
-        before: float | None = None  # lambda of the previous estimate
-        for t, s in zip(times, times[1:], strict=False):
-            now, end = schedule.level(t), schedule.level(s)
-            stage = _first_order(t, now, end)
-            if before is not None and end.sigma > 0:
-                nodes = [_lam(now), before]
-                if self.rule == "exact":
-                    weights = exponential_weights(nodes, _lam(now), _lam(end))
-                else:
-                    h, step = _lam(end) - _lam(now), _lam(now) - before
-                    total, slope = -math.expm1(-h), h / (2 * step)
-                    weights = [total * (1 + slope), -total * slope]
-                stage = stage._replace(b=tuple(end.alpha * w for w in weights))
-            steps.append(Step(t, s, (stage,)))
-            before = _lam(now) if now.alpha > 0 else None
-        return steps
-
+from gendiff.tables import Sampler, Stage, Step
 
 SAMPLERS: dict[str, type[Sampler]] = {
     "ddpm": DDPM,
     "ddim": DDIM,
     "euler": Euler,
     "heun": Heun,
+    "restart": Restart,
+    "pc": PredictorCorrector,
+    "dpm++2s": DPMSolverPP2S,
     "dpm++2m": DPMSolverPP2M,
+    "dpm++3m": DPMSolverPP3M,
+    "unipc": UniPC,
+    "lms": LMS,
+    "deis": DEIS,
+    "pndm": PNDM,
+    "dpm++2m_sde": SDEDPMSolverPP2M,
 }
-
-
-# --- the driver --------------------------------------------------------------------------------
 
 
 class State(NamedTuple):
@@ -363,7 +95,14 @@ def make_table(sampler: Sampler, schedule: Schedule, times: list[float]) -> list
     return _zip([sampler.table(part, times) for part in schedule.schedules])
 
 
-_CHURNED = "churn moves the parts of a state to different times; use churn=0"
+_CHURNED = (
+    "this sampler moves the parts of a state to different times; use churn=0, or a sampler that "
+    "calls the network at the grid's times only"
+)
+_DIFFERENT = (
+    "the parts' schedules make steps of different kinds here; use a sampler whose rows do not "
+    "depend on where a schedule has no signal, as ddim"
+)
 
 
 def _zip(tables: list[Any]) -> Any:
@@ -371,7 +110,7 @@ def _zip(tables: list[Any]) -> Any:
     first = tables[0]
     if any(v is None for v in tables):
         if any(v is not None for v in tables):
-            raise SamplingError(_CHURNED)
+            raise SamplingError(_DIFFERENT)
         return None
     if isinstance(first, (Step, Stage)):
         if any(table.t != first.t for table in tables):
@@ -384,7 +123,7 @@ def _zip(tables: list[Any]) -> Any:
         return first._replace(**numbers)
     if isinstance(first, (list, tuple)):
         if len({len(v) for v in tables}) > 1:
-            raise SamplingError("the parts' schedules make steps of different kinds here")
+            raise SamplingError(_DIFFERENT)
         return type(first)(_zip(list(v)) for v in zip(*tables, strict=True))
     return PartNumbers(tables)
 
@@ -442,19 +181,26 @@ def states(
     if x is None:
         x = start(space, schedule, times[0], noise)
     history: list[Tensor] = []
-    keep = max(len(stage.b) for step in table for stage in step.stages)
+    keep = max(len(b) for step in table for stage in step.stages for b in _reach(stage))
+    anchor = x
     for index, step in enumerate(table):
         draw = 2 * index + 1
         if step.renoise is not None:
             scale, std = step.renoise
             x = _combine(space, [(scale, x), (std, space.noise(noise, draw + 1))])
-        anchor = x
+        previous, anchor = anchor, x
         for stage in step.stages:
             if stage.variance is None:
                 x_hat, v = denoiser(x, stage.t), None
             else:
                 x_hat, v = _with_variance(denoiser, x, stage.t)
-            history = [x_hat, *history[: keep - 1]]
+            kept = x_hat
+            if stage.keep is not None:
+                kept = _combine(space, [(stage.keep[0], x), (stage.keep[1], x_hat)])
+            history = [kept, *history[: keep - 1]]
+            if stage.correct is not None:
+                a, b = stage.correct
+                anchor = _combine(space, [(a, previous), *zip(b, history, strict=False)])
             terms = [(stage.a, anchor), *zip(stage.b, history, strict=False)]
             if stage.c:
                 terms.append((stage.c, space.noise(noise, draw)))
@@ -463,7 +209,12 @@ def states(
                 low, high = (_broadcast(space, number, x) for number in stage.variance)
                 std = (interpolate_variance(low, high, v) / 2).exp()
                 x = x + space.project(std * space.noise(noise, draw))
-        yield State(index + 1, step.s, x, history[0])
+        yield State(index + 1, step.s, x, x_hat)
+
+
+def _reach(stage: Any) -> list[tuple[Any, ...]]:
+    """The coefficients of a stage that reach back in the history."""
+    return [stage.b] if stage.correct is None else [stage.b, stage.correct[1]]
 
 
 def start(

@@ -8,6 +8,7 @@ of points:
 ``expand(v)``        a number per sample, (B,) or (B, P), to something that broadcasts against x
 ``mean(v)``          mean over each sample's live elements, (B,)
 ``sum(v)``           their sum, (B,)
+``trace(v)``         trace of P diag(v) P, P the projection; their sum where P is the identity
 ``project(x)``       onto the subspace of valid states (a linear, orthogonal projection)
 ``hold(x, k, m)``    the state nearest to x that agrees with k where m is True
 ``part(x, m)``       what x and a state that it is held to differ by: x where m is True
@@ -58,6 +59,10 @@ class Space(ABC):
     @abstractmethod
     def mean(self, value: Tensor) -> Tensor:
         """Mean of a tensor of the batch's shape over each sample's live elements, (B,)."""
+
+    def trace(self, value: Tensor) -> Tensor:
+        """Trace of P diag(value) P, P the projection, for a tensor of the batch's shape, (B,)."""
+        return self.sum(value)
 
     @abstractmethod
     def project(self, x: Tensor) -> Tensor:
@@ -272,6 +277,9 @@ class Ragged(Space):
 
     def mean(self, value: Tensor) -> Tensor:
         return self._gather(value.mean(1)) / self.sizes
+
+    def trace(self, value: Tensor) -> Tensor:
+        return self.sum(value) - self.sum(value[:, : self.centred]) / self.sizes
 
     def project(self, x: Tensor) -> Tensor:
         if not self.centred:

@@ -11,12 +11,15 @@ import math
 from collections.abc import Callable
 from importlib import import_module
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from oracle_tools import exponential_moment, normal
 
-MODULES = ("schedules", "denoiser", "objective", "samplers", "spaces", "guidance")
+MODULES = (
+    "schedules", "denoiser", "multistep", "objective", "samplers", "singlestep", "spaces",
+    "likelihood", "guidance",
+)  # fmt: skip
 
 
 def engine(package: str = "gendiff") -> SimpleNamespace:
@@ -94,7 +97,7 @@ def ddpm_rows(g: SimpleNamespace) -> None:
         near(step.stages[0].variance, torch.stack([tilde.log(), beta[k].log()]), 1e-9)
         assert step.stages[0].c == 0
         t, s = torch.tensor(times, dtype=torch.float64)[:, None]
-        low, high, gain = g.samplers.posterior(schedule, t, s)
+        low, high, gain = g.singlestep.posterior(schedule, t, s)
         near(low, tilde.log()[None], 1e-9)
         near(high, beta[k].log()[None], 1e-9)
         near(gain, mean_x[None])
@@ -159,6 +162,54 @@ def churn_rows(g: SimpleNamespace) -> None:
             near([step.stages[0].a, *step.stages[0].b], [plain.a, *plain.b])
 
 
+def restart_rows(g: SimpleNamespace) -> None:
+    """Xu et al., 2023: down, K times up by the forward process and down again, and on."""
+    times = [1.0, 0.8, 0.5, 0.35, 0.2, 0.1, 0.0]
+    for schedule in (g.schedules.EDM(), g.schedules.VPLinear(), g.schedules.Flow()):
+        top, low = schedule.level(0.5), schedule.level(0.2)
+        ends = [1.001 * low.sigma / low.alpha, 0.999 * low.sigma / low.alpha]
+        for inner, plain in (("heun", g.samplers.Heun()), ("euler", g.samplers.Euler())):
+            sampler = g.samplers.Restart(inner, 3, ends[1], 1.001 * top.sigma / top.alpha)
+            steps = plain.table(schedule, times)
+            table = sampler.table(schedule, times)
+            assert [step.s for step in table] == [
+                0.8, 0.5, 0.35, 0.2, *[0.35, 0.2] * 3, 0.1, 0.0
+            ]  # fmt: skip
+            assert [step.stages for step in table] == [
+                step.stages for step in (*steps[:4], *steps[2:4] * 3, *steps[4:])
+            ]
+            for i, step in enumerate(table):
+                if i in (4, 6, 8):
+                    assert step.t == 0.2
+                    scale, std = step.renoise
+                    near(scale * low.alpha, top.alpha)
+                    near((scale * low.sigma) ** 2 + std**2, top.sigma**2)
+                else:
+                    assert step.renoise is None
+            narrow = g.samplers.Restart(inner, 3, ends[0], 1.001 * top.sigma / top.alpha)
+            assert len(narrow.table(schedule, times)) == 6 + 3
+            empty = g.samplers.Restart(inner, 3, 1e-9, 1e-8)
+            assert empty.table(schedule, times) == steps
+
+
+def langevin_rows(g: SimpleNamespace) -> None:
+    """Song et al., 2021, algorithms 4 and 5, at eps = 2 r^2 sigma^2."""
+    times, r, x, x_hat = [0.9, 0.6, 0.2, 0.0], 0.3, 0.7, -0.4
+    for schedule in (g.schedules.EDM(), g.schedules.VPLinear(), g.schedules.Flow()):
+        plain = g.samplers.DDPM().table(schedule, times)
+        table = g.samplers.PredictorCorrector(r, 2).table(schedule, times)
+        assert [table[i] for i in (0, 3, 6)] == plain
+        assert len(table) == 7
+        for i in (1, 2, 4, 5):
+            step, (stage,) = table[i], table[i].stages
+            alpha, sigma, _ = schedule.level(step.s)
+            assert step.t == step.s == stage.t == plain[i // 3].s
+            eps = 2 * r**2 * sigma**2
+            score = (alpha * x_hat - x) / sigma**2
+            near(stage.a * x + stage.b[0] * x_hat, x + eps * score)
+            near(stage.c, math.sqrt(2 * eps))
+
+
 def multistep_weights(g: SimpleNamespace) -> None:
     """The weights integrate every polynomial of degree below the number of nodes."""
     for start, end in ((0.0, 0.01), (-1.0, -0.3), (-4.0, 3.5), (-20.0, 40.0), (-5.0, 150.0)):
@@ -171,12 +222,12 @@ def multistep_weights(g: SimpleNamespace) -> None:
             [start, start - 0.4 * h, start - h],
             [end, start, start - h, start - 3 * h],
         ):
-            weights = g.samplers.exponential_weights(nodes, start, end)
+            weights = g.multistep.exponential_weights(nodes, start, end)
             for degree in range(len(nodes)):
                 terms = [w * (n - end) ** degree for w, n in zip(weights, nodes, strict=True)]
                 size = max(1.0, sum(abs(v) for v in terms))
                 assert abs(sum(terms) - exponential_moment(h, degree)) < 1e-13 * size
-    assert g.samplers.exponential_weights([-math.inf], -math.inf, 1.0) == [1.0]
+    assert g.multistep.exponential_weights([-math.inf], -math.inf, 1.0) == [1.0]
 
 
 def multistep_rows(g: SimpleNamespace) -> None:
@@ -202,6 +253,105 @@ def multistep_rows(g: SimpleNamespace) -> None:
             expected = end.sigma / now.sigma * x + end.alpha * integral
             near(stage.a * x + stage.b[0] * present + stage.b[1] * past, expected)
         near([table[3].stages[0].a, *table[3].stages[0].b], [0, 1])
+
+
+def solver_rows(g: SimpleNamespace) -> None:
+    """2S as in Lu et al., 2022, algorithm 1; 3M on a parabola; SDE-2M on a constant."""
+    schedule, times = g.schedules.VPLinear(), [1.0, 0.8, 0.65, 0.4, 0.3]
+    lam = [schedule.level(t).log_snr / 2 for t in times]
+    for step, one, two in zip(
+        g.samplers.DPMSolverPP2S().table(schedule, times), lam, lam[1:], strict=False
+    ):
+        _first, second = step.stages
+        near(schedule.level(second.t).log_snr / 2, (one + two) / 2, 1e-9)
+        end, now = schedule.level(step.s), schedule.level(step.t)
+        near([second.a, *second.b], [end.sigma / now.sigma, -end.alpha * math.expm1(one - two)])
+    for i, step in enumerate(g.samplers.DPMSolverPP3M().table(schedule, times)[2:], 2):
+        (stage,) = step.stages
+        for degree in range(3):
+            found = sum(b * (lam[i - j] - lam[i + 1]) ** degree for j, b in enumerate(stage.b))
+            expected = schedule.level(step.s).alpha * exponential_moment(
+                lam[i + 1] - lam[i], degree
+            )
+            near(found, expected, 1e-13)
+    for step in g.samplers.SDEDPMSolverPP2M(0.7).table(schedule, times):
+        (stage,), now, end = step.stages, schedule.level(step.t), schedule.level(step.s)
+        near(stage.a * now.alpha + sum(stage.b), end.alpha)
+        near((stage.a * now.sigma) ** 2 + stage.c**2, end.sigma**2)
+
+
+def noise_rows(g: SimpleNamespace) -> None:
+    """Multistep methods on the noise: exact for polynomials in rho, or in t."""
+    times, x, x_hat = [1.0, 0.8, 0.65, 0.4, 0.3, 0.25], 0.7, -0.4
+    for schedule in (g.schedules.VPLinear(), g.schedules.EDM(), g.schedules.Cosine()):
+        levels = [schedule.level(t) for t in times]
+        rho = [level.sigma / level.alpha for level in levels]
+        tables = {
+            name: getattr(g.samplers, name)(*order).table(schedule, times)
+            for name, order in {"LMS": (4,), "DEIS": (3,), "PNDM": ()}.items()
+        }
+        for i, (now, end) in enumerate(zip(levels, levels[1:], strict=False)):
+            for name, table in tables.items():
+                (stage,) = table[i].stages
+                p, q = stage.keep
+                near(p * x + q * x_hat, (x - now.alpha * x_hat) / now.sigma)
+                near(stage.a, end.alpha / now.alpha)
+                assert len(stage.b) == min(i + 1, 3 if name == "DEIS" else 4)
+            (b,) = ([v / end.alpha for v in s.b] for s in tables["LMS"][i].stages)
+            for k in range(len(b)):
+                exact = (rho[i + 1] ** (k + 1) - rho[i] ** (k + 1)) / (k + 1)
+                near(sum(w * rho[i - j] ** k for j, w in enumerate(b)), exact, 1e-10)
+            (b,) = ([v / end.alpha for v in s.b] for s in tables["DEIS"][i].stages)
+            t = torch.linspace(times[i], times[i + 1], 4001, dtype=torch.float64)
+            scale = (-schedule.log_snr(t) / 2).exp()
+            for k in range(len(b)):  # by parts, with Simpson's rule
+                inner = k * t ** (k - 1) * scale if k else 0 * t
+                inner = inner[0] + inner[-1] + 4 * inner[1::2].sum() + 2 * inner[2:-1:2].sum()
+                exact = times[i + 1] ** k * rho[i + 1] - times[i] ** k * rho[i]
+                exact = exact - inner * (t[1] - t[0]) / 3
+                near(sum(w * times[i - j] ** k for j, w in enumerate(b)), exact, 1e-9)
+            (b,) = ([v / end.alpha for v in s.b] for s in tables["PNDM"][i].stages)
+            published = [[24], [36, -12], [46, -32, 10], [55, -59, 37, -9]][min(i, 3)]
+            near([24 * v / (rho[i + 1] - rho[i]) for v in b], published)
+
+
+def unipc_rows(g: SimpleNamespace) -> None:
+    """Zhao et al., 2023: a_m from the order conditions for D_m / r_m, m = 1 … p."""
+    schedule, times = g.schedules.VPLinear(), [1.0, 0.8, 0.65, 0.4, 0.3, 0.2, 0.15, 0.0]
+    levels = [schedule.level(t) for t in times]
+    lam = [level.log_snr / 2 for level in levels]
+
+    def published(i: int, others: list[int]) -> list[float]:
+        """On the estimate at time i and those at ``others``, for the step from i to i + 1."""
+        h = lam[i + 1] - lam[i]
+        total = -math.expm1(-h)
+        r = torch.tensor([(lam[j] - lam[i]) / h for j in others], dtype=torch.float64)
+        u = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000  # the midpoint rule
+        moments = torch.stack(
+            [((h * (u - 1)).exp() * u**k).mean() * h for k in range(1, len(r) + 1)]
+        )
+        matrix = torch.stack([r**k for k in range(len(r))])
+        a = torch.linalg.solve(matrix, moments) if len(r) > 1 else torch.tensor([total / 2]).to(r)
+        a = a if len(r) != 1 or others[0] != i + 1 else torch.tensor([total / 2]).to(r)
+        return [total - (a / r).sum().item(), *(a / r).tolist()]
+
+    for p in (2, 3):
+        table = g.samplers.UniPC(p).table(schedule, times)
+        counts = [1, 2, 3, 3, 3, 2, 1] if p == 3 else [1, 2, 2, 2, 2, 2, 1]
+        assert [len(step.stages[0].b) for step in table] == counts
+        for i, step in enumerate(table):
+            (stage,) = step.stages
+            if 0 < i < len(table) - 1:
+                near(stage.a, levels[i + 1].sigma / levels[i].sigma)
+                past = [i - m for m in range(1, counts[i])]
+                near([b / levels[i + 1].alpha for b in stage.b], published(i, past), 1e-7)
+                a, (newest, *others) = stage.correct
+                near(a, levels[i].sigma / levels[i - 1].sigma)
+                past = [i, *(i - 1 - m for m in range(1, counts[i - 1]))]
+                found = [others[0], newest, *others[1:]]
+                near([b / levels[i].alpha for b in found], published(i - 1, past), 1e-7)
+            else:
+                assert stage.correct is None
 
 
 LEVELS = ((1.0, 0.01), (1.0, 7.0), (0.6, 0.8), (0.999, 0.045), (0.3, 0.7), (0.02, 0.98))
@@ -257,6 +407,8 @@ def weights(g: SimpleNamespace) -> None:
     x_t = alpha * x + sigma * eps
     eps_hat = (x_t - alpha * x_hat) / sigma
     error, snr = (x_hat - x) ** 2, (alpha / sigma) ** 2
+    later = t.clone().requires_grad_()
+    (rate,) = torch.autograd.grad(schedule.log_snr(later).sum(), later)
     expected = {
         "eps": (eps_hat - eps) ** 2,
         "x": error,
@@ -264,6 +416,9 @@ def weights(g: SimpleNamespace) -> None:
         "flow": ((eps_hat - x_hat) - (eps - x)) ** 2,
         "edm": ((sigma / alpha) ** 2 + std**2) / (sigma / alpha * std) ** 2 * error,
         "min_snr": snr.clamp(max=5) * error,
+        "p2": (eps_hat - eps) ** 2 / (1 + snr),
+        "vlb": -rate[:, None] / 2 * (eps_hat - eps) ** 2,
+        "sigmoid": -rate[:, None] / 2 / (1 + snr * math.exp(-2)) * (eps_hat - eps) ** 2,
     }
     assert set(expected) == set(g.objective.WEIGHTS)
 
@@ -282,6 +437,25 @@ def weights(g: SimpleNamespace) -> None:
             )
             near(loss.per_sample, value.mean(1), 1e-10)
             near(loss.mean, value.mean(), 1e-10)
+
+
+def densities(g: SimpleNamespace) -> None:
+    """Of the log-SNR, for times of each density: -d log snr / dt is 2 / t (1 - t) for a flow."""
+    t, o = torch.tensor([0.1, 0.5, 0.8], dtype=torch.float64), g.objective
+    flow, edm, log_odds = g.schedules.Flow(), g.schedules.EDM(), torch.logit(t)
+
+    def law(x: Any, mean: float, std: float) -> Any:
+        return torch.exp(-(((x - mean) / std) ** 2) / 2) / std / math.sqrt(2 * math.pi)
+
+    near(o.Uniform().log_snr_density(t, flow).exp(), t * (1 - t) / 2)
+    near(o.Uniform().log_snr_density(t, edm).exp(), t / 2)
+    # log snr is -2 logit(t) for a flow, and log(sigma / alpha) is logit(t)
+    expected = law(log_odds, 0.3, 1.4) / 2
+    near(o.LogitNormal(0.3, 1.4).log_snr_density(t, flow).exp(), expected)
+    near(o.LogNormal(0.3, 1.4).log_snr_density(t, flow).exp(), expected)
+    parts = o.Uniform().log_snr_density(t, g.schedules.Parts((flow, edm)))
+    expected = torch.stack([t * (1 - t) / 2, t / 2], 1)
+    near(parts.exp(), expected)
 
 
 def variance_bound(g: SimpleNamespace) -> None:
@@ -379,6 +553,32 @@ def driver(g: SimpleNamespace) -> None:
             past, before = x_hat, h
         near(run(g.samplers.DPMSolverPP2M("midpoint")), x)
 
+        states_, estimates = [first], []
+        predictor = g.samplers.DPMSolverPP2M("midpoint").table(schedule, times)
+        corrector = g.samplers.UniPC().table(schedule, times)
+        x = first
+        for i, t in enumerate(times[:-1]):
+            estimates.append(denoise(x, t))
+            if i:
+                a, b = corrector[i].stages[0].correct
+                terms = zip(b, reversed(estimates), strict=False)
+                states_.append(a * states_[-1] + sum(w * e for w, e in terms))
+            (stage,) = predictor[i].stages
+            terms = zip(stage.b, reversed(estimates), strict=False)
+            x = stage.a * states_[-1] + sum(w * e for w, e in terms)
+        near(run(g.samplers.UniPC()), x)
+
+        y, noises = first / levels[0].alpha, []
+        for i, (t, now, end) in enumerate(zip(times, levels, levels[1:], strict=False)):
+            noises.append((y - denoise(now.alpha * y, t)) / (now.sigma / now.alpha))
+            mean = noises[-1] if i == 0 else (3 * noises[-1] - noises[-2]) / 2
+            if i == 2:
+                mean = (23 * noises[-1] - 16 * noises[-2] + 5 * noises[-3]) / 12
+            if i == 3:
+                mean = (55 * noises[3] - 59 * noises[2] + 37 * noises[1] - 9 * noises[0]) / 24
+            y = y + (end.sigma / end.alpha - now.sigma / now.alpha) * mean
+        near(run(g.samplers.PNDM()), levels[-1].alpha * y)
+
         y, gamma = first / levels[0].alpha, 0.2
         for i, (t, s, now, end) in enumerate(
             zip(times, times[1:], levels, levels[1:], strict=False)
@@ -398,6 +598,103 @@ def driver(g: SimpleNamespace) -> None:
         near(run(g.samplers.Heun(churn=4 * gamma)), levels[-1].alpha * y)
 
 
+class Source(Protocol):
+    """What gives noise: :class:`gendiff.noise.NoiseSource` of the engine or of a mutant."""
+
+    def normal(self, rows: Any, width: Any, draw: int) -> Any: ...
+
+
+class Draws:
+    """A different tensor for each draw."""
+
+    def normal(self, rows: Any, width: Any, draw: int) -> Any:
+        return normal(sum(rows), *width, seed=draw)
+
+
+def bound_terms(g: SimpleNamespace) -> None:
+    """Ho et al., 2020, eq. 5: the divergences of torch's normals, for an arbitrary denoiser."""
+    normal_law, kl = torch.distributions.Normal, torch.distributions.kl_divergence
+    space = g.spaces.Dense((2, 3))
+    x, times = normal(2, 3, seed=9), [1.0, 0.7, 0.3, 0.05, 0.0]
+
+    def denoise(x_t: Any, t: float) -> Any:
+        return torch.sin(2 * x_t) + t
+
+    for schedule in (g.schedules.VPLinear(), g.schedules.EDM(3.0)):
+        for variance in ("small", "large"):
+            bound = g.likelihood.variational_bound(
+                denoise, g.spaces.Batch(x, space), schedule, times, Draws(), variance
+            )
+            levels = [schedule.level(t) for t in times]
+            prior = normal_law(0.0, levels[0].sigma)
+            near(bound.prior, kl(normal_law(levels[0].alpha * x, levels[0].sigma), prior).sum(1))
+            for i, (now, end) in enumerate(zip(levels[:-2], levels[1:-1], strict=True)):
+                x_t = now.alpha * x + now.sigma * normal(2, 3, seed=i)
+                beta = now.sigma**2 - (now.alpha / end.alpha * end.sigma) ** 2
+                kept = now.alpha * end.sigma**2 / end.alpha / now.sigma**2 * x_t
+                gain = end.alpha * beta / now.sigma**2
+                std = math.sqrt(beta) * end.sigma / now.sigma
+                q = normal_law(kept + gain * x, std)
+                p = normal_law(
+                    kept + gain * denoise(x_t, times[i]),
+                    std if variance == "small" else math.sqrt(beta),
+                )
+                near(bound.steps[i], kl(q, p).sum(1), 1e-9)
+            last = levels[-2]
+            x_hat = denoise(last.alpha * x + last.sigma * normal(2, 3, seed=3), times[-2])
+            decoder = normal_law(x_hat, last.sigma / last.alpha).log_prob(x).sum(1)
+            near(bound.decoder, -decoder)
+
+
+def bins(g: SimpleNamespace) -> None:
+    """Ho et al., 2020, eq. 13: the bins' probabilities are those of torch's normal."""
+    values = torch.linspace(-1, 1, 17, dtype=torch.float64)[:, None]
+    space = g.spaces.Dense((17, 1))
+    for x_hat, std in ((0.13, 0.2), (0.9, 0.01), (-1.4, 0.7)):
+        law = torch.distributions.Normal(torch.tensor(x_hat, dtype=torch.float64), std)
+        edges = torch.linspace(-15 / 16, 15 / 16, 16, dtype=torch.float64)
+        inner = law.cdf(edges)
+        expected = torch.diff(torch.cat([0 * inner[:1], inner, 0 * inner[:1] + 1]))
+        nats = g.likelihood._decoder(
+            space,
+            values,
+            torch.full_like(values, x_hat),
+            torch.full_like(values, std),
+            g.likelihood.Bins(1 / 8),
+        )
+        assert nats.isfinite().all()
+        near((-nats).exp(), expected)
+
+
+def trace(g: SimpleNamespace) -> None:
+    """Of P diag(w) P, P written out."""
+    space, w = g.spaces.Ragged(torch.tensor([3]), 2, 1), normal(3, 2, seed=1)
+    basis = torch.eye(6, dtype=torch.float64).reshape(6, 3, 2)
+    p = torch.stack([space.project(row).flatten() for row in basis])
+    near(space.trace(w), torch.trace(p @ torch.diag(w.flatten()) @ p)[None])
+
+
+def ode(g: SimpleNamespace) -> None:
+    """A Gaussian's density in a subspace, by what its flow makes of the prior at the end."""
+    n, v, centred = torch.tensor([2, 1]), 0.3, 1
+    space = g.spaces.Ragged(n, 2, centred)
+    x, dof = space.project(normal(3, 2, seed=1)), 2 * n - centred
+    square = torch.stack([x[:2].square().sum(), x[2:].square().sum()])
+    for schedule in (g.schedules.Flow(), g.schedules.EDM(3.0)):
+
+        def denoise(x_t: Any, t: float, schedule: Any = schedule) -> Any:
+            alpha, sigma, _ = schedule.level(t)
+            return space.project(alpha * v / (alpha**2 * v + sigma**2) * x_t)
+
+        found = g.likelihood.ode_log_likelihood(
+            denoise, g.spaces.Batch(x, space), schedule, steps=14, sigma_min=0.2
+        )
+        alpha, sigma, _ = schedule.level(1.0)
+        variance = (v + 0.2**2) * sigma**2 / (alpha**2 * v + sigma**2)
+        exact = -(square / variance + dof * math.log(2 * math.pi * variance)) / 2
+        near(found, exact, 2e-3)  # Runge-Kutta's own error
+
+
 CHECKS: tuple[Callable[[SimpleNamespace], None], ...] = (
     chains,
     wrapped,
@@ -405,13 +702,23 @@ CHECKS: tuple[Callable[[SimpleNamespace], None], ...] = (
     ddim_rows,
     heun_rows,
     churn_rows,
+    restart_rows,
+    langevin_rows,
     multistep_weights,
     multistep_rows,
+    solver_rows,
+    noise_rows,
+    unipc_rows,
     predictions,
     edm_table,
     bound_denoiser,
     driver,
     guidance,
     weights,
+    densities,
     variance_bound,
+    bound_terms,
+    bins,
+    trace,
+    ode,
 )

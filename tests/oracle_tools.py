@@ -124,27 +124,30 @@ def gaussian_moments(
 ) -> list[tuple[float, float]]:
     """Exact mean and variance after each step of a table, for Gaussian data and its denoiser.
 
-    Every quantity is an affine function of the step's first state, (slope, offset), plus noise.
+    A state is its mean and its coefficients on independent normals: the start, and two a step.
     """
-    result = []
-    for step in table:
+    x = torch.zeros(2 + 2 * len(table), dtype=torch.float64)
+    x[0], x[1] = m, math.sqrt(v)
+    anchor, history, result = x, list[Tensor](), []
+    for i, step in enumerate(table):
         if step.renoise is not None:
             scale, std = step.renoise
-            m, v = scale * m, scale**2 * v + std**2
-        state, added, estimates = (1.0, 0.0), 0.0, []
+            x = scale * x
+            x[2 + 2 * i] = std
+        previous, anchor = anchor, x
         for stage in step.stages:
             alpha, sigma, _ = schedule.level(stage.t)
             gain = alpha * variance / (alpha**2 * variance + sigma**2)
-            estimate = (gain * state[0], mean + gain * (state[1] - alpha * mean))
-            estimates.insert(0, estimate)
-            terms = list(zip(stage.b, estimates, strict=True))
-            state = (
-                stage.a + sum(b * e[0] for b, e in terms),
-                sum(b * e[1] for b, e in terms),
-            )
-            added = stage.c**2
-        m, v = state[0] * m + state[1], state[0] ** 2 * v + added
-        result.append((m, v))
+            estimate = gain * x
+            estimate[0] += (1 - gain * alpha) * mean
+            p, q = stage.keep or (0.0, 1.0)
+            history = [p * x + q * estimate, *history[:5]]
+            if stage.correct is not None:
+                a, b = stage.correct
+                anchor = a * previous + sum(w * e for w, e in zip(b, history, strict=False))
+            x = stage.a * anchor + sum(w * e for w, e in zip(stage.b, history, strict=False))
+            x[3 + 2 * i] = stage.c
+        result.append((x[0].item(), x[1:].square().sum().item()))
     return result
 
 

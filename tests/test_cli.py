@@ -105,10 +105,14 @@ def test_train_sample_evaluate_and_load(trained: Path) -> None:
         assert film.size == (256, 256)
     batch = library.load(run).sample(5, cond={"label": 7}, steps=3)
     assert batch.x.shape == (5, 1, 8, 8)
-    gendiff("evaluate", str(run), "-n", "20", cwd=trained)
+    options = ["-n", "20", "--likelihood", "4", "--ode-steps", "2"]
+    done = gendiff("evaluate", str(run), *options, cwd=trained)
+    assert "bits/dim" in done.stdout
     result = json.loads((run / "evaluation.json").read_text())
     assert {m["name"] for m in result["measures"]} >= {"frechet_distance", "label_accuracy"}
     assert result["samples"] == 20
+    assert result["heldout_likelihood"]["items"] == 4
+    assert result["heldout_likelihood"]["bin_width"] == 1 / 8
 
 
 def here(*args: str) -> Result:

@@ -64,6 +64,11 @@ class NoFiles(ToyModality):
         return []
 
 
+class WrongWidth(ToyModality):
+    def bin_width(self, config: ToyConfig, facts: Mapping[str, Any]) -> float:
+        return 0.125
+
+
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
@@ -72,6 +77,7 @@ class NoFiles(ToyModality):
         (DeadParameter, "reaches every parameter"),
         (NeighbourTemplates, "depends on its id"),
         (NoFiles, "a file for each sample"),
+        (WrongWidth, "multiples of bin_width"),
     ],
 )
 def test_a_broken_promise_is_found(broken: type[ToyModality], message: str) -> None:

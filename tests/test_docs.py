@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -22,6 +23,53 @@ def test_the_tutorial_s_stand_alone_code_runs(tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_principles_code_runs(tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/principles.md").read_text(), re.S)
+    assert blocks
+    done = subprocess.run(
+        [sys.executable, "-c", "".join(blocks)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_tutorial_s_sampler_is_found(tmp_path: Path) -> None:
+    """Installed as a package with an entry point, it is a part like the engine's own."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/tutorial.md").read_text(), re.S)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/renoise.py").write_text(next(b for b in blocks if "gendiff_parts" in b))
+    info = tmp_path / "mine-0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 0.1\n")
+    (info / "entry_points.txt").write_text("[gendiff.plugins]\nrenoise = mine.renoise\n")
+    code = """
+import torch
+from gendiff import Dense, config
+from gendiff.noise import Streams
+from gendiff.samplers import states
+from gendiff.schedules import EDM
+from gendiff.testing import ToyModality
+
+given = ["sample.sampler={name: renoise, scale: 0.5}"]
+sampler = config.resolve(ToyModality(), overrides=given).sample.sampler
+assert config.describe("sampler", sampler) == {"name": "renoise", "scale": 0.5}
+args = lambda x, t: 0 * x + 1, Dense((4000, 1)), EDM(80.0), sampler, [1.0, 0.05, 0.0]
+first, last = states(*args, Streams(0, tuple(range(4000))))
+assert abs(first.x.mean() - 1) < 0.2 and abs(first.x.std() - 0.5 * 4) < 0.2
+assert (last.x == 1).all()
+try:
+    config.build("sampler", {"name": "renoise", "scales": 1})
+except ValueError as error:
+    assert "Did you mean 'scale'" in str(error), error
+"""
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

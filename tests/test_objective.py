@@ -11,16 +11,28 @@ from torch import Tensor
 
 from gendiff.denoiser import PREDICTIONS, Denoiser
 from gendiff.noise import StepNoise
-from gendiff.objective import WEIGHTS, Eps, LogitNormal, LogNormal, Objective, Uniform, V, X
-from gendiff.samplers import posterior
+from gendiff.objective import (
+    WEIGHTS,
+    Eps,
+    LogitNormal,
+    LogNormal,
+    Objective,
+    Times,
+    Uniform,
+    V,
+    X,
+)
 from gendiff.schedules import EDM, Cosine, Flow, Parts, Schedule, VPLinear
+from gendiff.singlestep import posterior
 from gendiff.spaces import Batch, Cond, Dense, Space
-from gendiff.testing import Gaussian
+from gendiff.testing import Gaussian, Mixture
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-@pytest.mark.parametrize("check", [exactness.weights, exactness.variance_bound])
+@pytest.mark.parametrize(
+    "check", [exactness.weights, exactness.densities, exactness.variance_bound]
+)
 def test_formulas(check: object) -> None:
     check(exactness.engine())  # type: ignore[operator]
 
@@ -36,6 +48,8 @@ def test_one_loss_from_every_prediction(weight: str, schedule: Schedule, space: 
     t = torch.tensor([0.2, 0.5, 0.85])
     alpha, sigma = (layout.expand(v) for v in schedule(t))
     log_w = WEIGHTS[weight]()(schedule.log_snr(t), std)
+    if WEIGHTS[weight].integral:
+        log_w = log_w - Uniform().log_snr_density(t, schedule)
     expected = log_w.exp() * layout.mean((law(alpha * x + sigma * eps, t) - x).square())
     for prediction in PREDICTIONS:
         denoiser = Denoiser(
@@ -64,6 +78,67 @@ def test_exact_denoiser_reaches_the_posterior_variance(schedule: Schedule, t: fl
     alpha, sigma, _ = schedule.level(t)
     expected = v * sigma**2 / (alpha**2 * v + sigma**2)
     assert abs(loss.mean / expected - 1) < 5 * math.sqrt(2 / n)
+
+
+@pytest.mark.parametrize("times", [Uniform(), LogitNormal(-3.0, 3.0), LogNormal(-1.0, 2.0)])
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
+def test_the_bound_s_weight_gives_the_bound(schedule: Schedule, times: Times) -> None:
+    r"""The loss, and with the prior's and the decoder's terms the entropy of Gaussian data.
+
+    The error of the exact denoiser is :math:`A x + B \epsilon`: over the signs of
+    :math:`x = \pm \sqrt v`, :math:`\epsilon = \pm 1` its mean square has no spread. The mean over
+    times is a quadrature over u, from where the log-SNR is 9 on; above, the decoder stands.
+    """
+    v, n = 0.3, 20_000
+    grid = (torch.arange(n) + 0.5) / n
+    uniform = isinstance(times, Uniform)
+    u = torch.exp(18 * (grid - 1)) if uniform else grid  # finer near the data, du = 18 u
+    t = times(u, schedule)
+    inside = (schedule.log_snr(t) < 9) & (t < 1)
+    t, du = t[inside], (18 * u if uniform else torch.ones(n))[inside] / n
+    x = math.sqrt(v) * torch.tensor([1.0, 1.0]).expand(len(t), 2)
+    eps = torch.tensor([1.0, -1.0]).expand(len(t), 2)
+    space = Dense((len(t), 2))
+    law = Gaussian(schedule, space, torch.zeros(space.shape), v)
+    denoiser = Denoiser(ExactNetwork("v", schedule, law, 1.0), schedule, "v")
+    loss = Objective(times, WEIGHTS["vlb"]()).at(denoiser, Batch(x, space), t, eps)
+    integral = (du * loss.per_sample).sum().item()
+    first, last = math.exp(9), math.exp(schedule.level(1.0).log_snr)  # snr v / (1 + snr v) / 2
+    near(integral, (math.log1p(v * first) - math.log1p(v * last)) / 2, 3e-3)
+    decoder = (math.log(2 * math.pi / first) + v * first / (1 + v * first)) / 2
+    entropy = (1 + math.log(2 * math.pi * v)) / 2
+    near(decoder + integral + v * last / 2, entropy, 3e-3)
+
+
+def test_no_signal_adds_nothing_to_the_bound() -> None:
+    schedule, space = Flow(), Dense((2, 3))
+    denoiser = Denoiser(lambda x, *_: torch.sin(x), schedule, "v")
+    batch, t = Batch(normal(2, 3, seed=1), space), torch.tensor([0.5, 1.0])
+    loss = Objective(Uniform(2), WEIGHTS["vlb"]()).at(denoiser, batch, t, normal(2, 3, seed=2))
+    assert loss.per_sample[0] > 0
+    assert loss.per_sample[1] == 0
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
+def test_the_score_is_minus_eps_over_sigma(schedule: Schedule) -> None:
+    """Of a mixture, by automatic differentiation of its density (Vincent, 2011; Song et al.,
+    2021): the exact denoiser's eps_hat, as each prediction gives it."""
+    means = torch.tensor([[-1.0, 0.5], [0.8, 0.2], [0.1, -0.9]])
+    stds, weights = torch.tensor([0.3, 0.4, 0.2]), torch.tensor([0.5, 0.3, 0.2])
+    law = Mixture(schedule, means, stds, weights)
+    space = Dense((6, 2))
+    for t in (0.1, 0.5, 0.9):
+        alpha, sigma, _ = schedule.level(t)
+        x_t = (alpha * normal(6, 2, seed=1) + sigma * normal(6, 2, seed=2)).requires_grad_()
+        variance = alpha**2 * stds**2 + sigma**2
+        square = (x_t[:, None] - alpha * means).square().sum(-1)
+        log_p = (weights.log() - variance.log() - square / (2 * variance)).logsumexp(1)
+        (score,) = torch.autograd.grad(log_p.sum(), x_t)
+        for prediction in PREDICTIONS:
+            net = ExactNetwork(prediction, schedule, law, 0.6)
+            x_hat = Denoiser(net, schedule, prediction, 0.6).bind(space)(x_t.detach(), t)
+            eps_hat = (x_t.detach() - alpha * x_hat) / sigma
+            near(score, -eps_hat / sigma, 1e-8)
 
 
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES.keys())

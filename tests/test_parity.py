@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gendiff.denoiser import Denoiser
 from gendiff.grids import Karras, UniformTime
-from gendiff.samplers import DDIM, DDPM, DPMSolverPP2M, Euler, Heun, Sampler, states
+from gendiff.samplers import DDIM, DDPM, LMS, DPMSolverPP2M, Euler, Heun, Sampler, UniPC, states
 from gendiff.schedules import EDM, VPLinear
 from gendiff.spaces import Dense, Space
 from gendiff.testing import Mixture
@@ -122,6 +122,30 @@ def test_dpm_solver(rule: str, steps: int) -> None:
     x = normal(16, 2)
     path, times = theirs(scheduler, x, steps)
     near(torch.stack(ours(DPMSolverPP2M(rule), times, x)), torch.stack(path), 2e-4)
+
+
+@pytest.mark.parametrize("p", [2, 3])
+@pytest.mark.parametrize("steps", [8, 20])
+def test_unipc(p: int, steps: int) -> None:
+    """States before they are corrected, as theirs are; in float32, or theirs stops."""
+    x = normal(16, 2)
+    torch.set_default_dtype(torch.float32)
+    scheduler = peer("UniPCMultistepScheduler", timestep_spacing="trailing", solver_order=p)
+    path, times = theirs(scheduler, x, steps)
+    torch.set_default_dtype(torch.float64)
+    found = torch.stack(ours(UniPC(p), times, x))
+    near(found, torch.stack(path), 2e-4)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_lms(order: int) -> None:
+    """Their state is x / alpha, and their last step keeps the order: it is left out."""
+    x = normal(16, 2)
+    scheduler = peer("LMSDiscreteScheduler", timestep_spacing="trailing")
+    scheduler.set_timesteps(STEPS)
+    path, times = theirs(scheduler, x / SCHEDULE.level(1.0).alpha, STEPS, order=order)
+    found = ours(LMS(order), times, x)
+    near(found[-2] / SCHEDULE.level(times[-2]).alpha, path[-2], 2e-4)
 
 
 @pytest.mark.parametrize(

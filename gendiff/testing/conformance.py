@@ -113,6 +113,12 @@ def _check_data(run: runs.Run) -> Iterator[str]:
         _expect(bool(batch.x.isfinite().all()), "the data are finite", batch.x)
         gap = (space.project(batch.x) - batch.x).abs().max().item()
         _expect(gap < 1e-5, "the data lie in the space's subspace", gap)
+        width = modality.bin_width(section, run.facts)
+        if width is not None:
+            live = batch.x[space.project(torch.ones_like(batch.x)) > 0.5]
+            steps = (live - live.min()).double() / width
+            gap = (steps - steps.round()).abs().max().item()
+            _expect(gap < 0.01, "discrete data are multiples of bin_width() apart", gap)
         yield f"{split}: {len(data)} items, x {tuple(batch.x.shape)}"
 
 

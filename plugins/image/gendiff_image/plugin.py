@@ -152,6 +152,11 @@ class ImageModality(Modality):
         except ValueError as error:  # its messages begin with the key
             raise ConfigError(f"image.{error}") from error
 
+    def bin_width(self, config: ImageConfig, facts: Mapping[str, Any]) -> float:
+        """Between neighbouring grey levels, of which [-1, 1] holds ``levels``."""
+        width: float = 2 / (facts["levels"] - 1)
+        return width
+
     def templates(
         self, config: ImageConfig, facts: Mapping[str, Any], request: Request
     ) -> tuple[Space, Cond | None]:

@@ -109,6 +109,7 @@ def test_digits() -> None:
     x = torch.stack([x for x, _ in train + test])
     assert x.dtype == torch.float32
     assert torch.equal(x.unique(), torch.arange(17) / 8 - 1)
+    assert image.bin_width(config, report.facts) == 1 / 8
     counts = torch.bincount(torch.tensor([label for _, label in test]))
     assert counts.min() >= 34
     assert counts.max() <= 37
