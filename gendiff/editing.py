@@ -59,6 +59,10 @@ class Kept:
         x_hat = linear.x_hat
         residual = space.part(space.hold(x_hat, self.known, self.mask) - x_hat, self.mask)
         told = self._told(linear, residual)
+        # Where noise drowns the data a network's Jacobian is mostly error, and that times
+        # sigma^2: what is known moves the rest by no more than it was itself wrong.
+        rest = space.sum((told - space.part(told, self.mask)).square())
+        told = told * space.expand(_ratio(space.sum(residual.square()), rest).sqrt().clamp(max=1))
         return space.hold(x_hat + told, self.known, self.mask)
 
     def _told(self, linear: Linearised, residual: Tensor) -> Tensor:

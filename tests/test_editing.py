@@ -126,6 +126,24 @@ def test_what_is_known_follows_the_forward_process(space: Space) -> None:
         )
 
 
+@exact
+def test_a_bad_jacobian_moves_the_rest_by_no_more_than_the_known_was_wrong() -> None:
+    """Where noise drowns the data, a network's small error times sigma^2 would be the sample."""
+    space, schedule = Dense((6, 5)), EDM(sigma_max=80)
+    error = 1e-2 * normal(5, 5, seed=3)
+    known, mask = normal(6, 5, seed=2), some(space)
+
+    def network(x_t: Tensor, t: float | Tensor) -> Tensor:
+        return (x_t @ error).tanh()
+
+    x_t = 80 * normal(6, 5, seed=4)
+    x_hat = network(x_t, 1.0)
+    moved = Kept(network, space, schedule, known, mask)(x_t, 1.0) - x_hat
+    rest, wrong = (space.sum(moved.masked_fill(m, 0).square()) for m in (mask, ~mask))
+    assert (rest <= wrong * (1 + 1e-9)).all()
+    assert (rest > 0.1 * wrong).any()  # the limit is at work
+
+
 def test_time_of_noise() -> None:
     for schedule in (EDM(sigma_max=5), VPLinear()):
         level = schedule.level(time_of_noise(schedule, 0.7))
