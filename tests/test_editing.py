@@ -88,8 +88,7 @@ class Correlated:
 @exact
 @pytest.mark.parametrize("sampler", [DDIM(1.0), DDPM(), Euler(churn=60)], ids=str)
 def test_the_rest_has_its_conditional_law(sampler: DDIM | DDPM | Euler) -> None:
-    """One column of a correlated pair is known: the other is N(r y, 1 - r^2). Plain replacement
-    gives a mean of 0.74 in place of 1.2 here."""
+    """One column of a correlated pair is known: the other is N(r y, 1 - r^2)."""
     count, r, y = 4000, 0.8, 1.5
     space, schedule = Dense((count, 2)), EDM(sigma_max=20)
     known = torch.tensor([y, torch.nan]).expand(count, 2)

@@ -206,7 +206,7 @@ class MoleculeModality(Modality):
         """A target of the data, by a regressor that is trained when it is first asked for."""
         from gendiff_molecule import properties
 
-        return properties.steering(config, facts, name, cache)
+        return properties.steering(config, tuple(facts["elements"]), name, cache)
 
     def write(
         self,

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,7 +152,10 @@ def regressor(
     return found
 
 
-def steering(config: MoleculeConfig, facts: Mapping[str, Any], name: str, cache: Path) -> Property:
+@lru_cache(maxsize=4)  # asked for again with every batch of samples
+def steering(
+    config: MoleculeConfig, elements: tuple[int, ...], name: str, cache: Path
+) -> Property:
     """See :meth:`gendiff.Modality.property_named`: a target of the data, by a regressor.
 
     Its tolerance is the regressor's mean absolute error on held-out molecules.
@@ -169,7 +173,7 @@ def steering(config: MoleculeConfig, facts: Mapping[str, Any], name: str, cache:
     found = regressor(
         task.training(config, prepared),
         name,
-        facts["elements"],
+        list(elements),
         config.regressor_steps,
         cache,
         0,
