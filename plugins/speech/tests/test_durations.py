@@ -12,7 +12,8 @@ def test_the_draws_have_the_fitted_statistics_and_follow_the_seed() -> None:
     tokens = ["a"] * 4000 + ["b"]
     d = predict(facts, tokens, seed=1, sample=7)
     mean, std = fit([tokens], [d])["a"]
-    assert abs(mean - 3.0) < 0.02 and abs(std - 0.3) < 0.02
+    assert abs(mean - 3.0) < 0.02
+    assert abs(std - 0.3) < 0.02
     assert d[-1] == 7
     assert torch.equal(d, predict(facts, tokens, seed=1, sample=7))
     assert not torch.equal(d, predict(facts, tokens, seed=1, sample=8))
