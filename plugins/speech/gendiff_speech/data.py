@@ -137,7 +137,9 @@ def _digest(config: Any) -> str:
     if config.data == "fsdd" and config.path is not None:
         path = Path(config.path).expanduser().resolve()
         parts = sorted(path.rglob("*")) if path.is_dir() else [path]
-        key += "|".join(f"{p}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in parts if p.exists())
+        key += "|".join(
+            f"{p}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in parts if p.exists()
+        )
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
@@ -241,7 +243,9 @@ class Utterances(Dataset[Item]):
         frames = kept["frames"][self.ends[i] - kept["lengths"][i] : self.ends[i]]
         mel = torch.from_numpy(((frames - kept["mean"]) / kept["std"]).T.astype(np.float32).copy())
         span = slice(self.stops[i] - kept["counts"][i], self.stops[i])
-        tokens, durations = (torch.from_numpy(kept[k][span].copy()) for k in ("tokens", "durations"))
+        tokens, durations = (
+            torch.from_numpy(kept[k][span].copy()) for k in ("tokens", "durations")
+        )
         return Item(mel, tokens, durations, int(kept["speaker"][i]), int(kept["text"][i]))
 
 

@@ -131,6 +131,6 @@ def griffin_lim(
 
 
 def log_spectral_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Root-mean-square difference over bands of two log mels (mels, T), in dB, mean over frames."""
+    """RMS difference over bands of two log mels (mels, T), in dB, mean over frames."""
     decibel = 20 / torch.log(torch.tensor(10.0))
     return (decibel * (a - b)).square().mean(0).sqrt().mean()

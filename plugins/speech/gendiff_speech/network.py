@@ -58,7 +58,9 @@ class Block(nn.Module):
         self.out = nn.Conv1d(channels, 2 * channels, 1)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, h: Tensor, noise: Tensor, cond: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, h: Tensor, noise: Tensor, cond: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
         y = self.dropout(h + self.noise(noise)[..., None]) * mask
         a, b = (self.conv(y) + self.cond(cond)).chunk(2, 1)
         residual, skip = self.out(a.tanh() * b.sigmoid()).chunk(2, 1)
@@ -105,6 +107,7 @@ class MelNet(nn.Module):
         self.middle = nn.Conv1d(channels, channels, 1)
         self.last = nn.Conv1d(channels, mels, 1)
         nn.init.zeros_(self.last.weight)
+        assert self.last.bias is not None
         nn.init.zeros_(self.last.bias)
 
     def conditions(self, cond: Cond, frames: int, mask: Tensor) -> Tensor:
@@ -116,7 +119,8 @@ class MelNet(nn.Module):
         place, position = token_of_frame(durations, frames)
         spoken = tokens.gather(1, place)
         position = torch.where(spoken > 0, position, 0.5)
-        h = self.token(spoken) + self.place(fourier(math.pi * position, 16, 16.0))
+        token = self.token(spoken)
+        h = token + self.place(fourier(math.pi * position, 16, 16.0).to(token))
         h = (h + self.speaker(speaker)[:, None]).transpose(1, 2)
         return F.silu(self.text(h * mask)) + h
 

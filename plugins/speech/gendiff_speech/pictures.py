@@ -33,9 +33,7 @@ def grid(
         axis.set_visible(False)
     for axis, mel, title in zip(axes, mels[:count], titles[:count], strict=False):
         extent = (0, mel.shape[1] / second, 0, mel.shape[0])
-        axis.imshow(
-            mel.numpy(), origin="lower", aspect="auto", extent=extent, vmin=low, vmax=high
-        )
+        axis.imshow(mel.numpy(), origin="lower", aspect="auto", extent=extent, vmin=low, vmax=high)
         axis.set_xlim(0, longest)
         axis.set_title(title, fontsize=8)
         axis.tick_params(labelsize=6)

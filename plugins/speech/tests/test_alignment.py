@@ -4,9 +4,9 @@ from itertools import combinations
 
 import pytest
 import torch
-from gendiff_speech.alignment import align, monotonic_alignment_search
 
 from gendiff.errors import DataError
+from gendiff_speech.alignment import align, monotonic_alignment_search
 
 
 def test_the_search_finds_the_best_of_all_alignments() -> None:
