@@ -1,13 +1,11 @@
-r"""A mel denoiser of gated residual convolutions, as in Diff-TTS, on frames that know their text.
+r"""A mel denoiser: a residual convolutional network on frames that know their text.
 
 Each frame sees the token that is spoken there, how far into the token it is, the speaker and the
-noise level. A block is
-
-    h <- (h + c * dilated_conv([h + noise], conditions) gated)  with  gate = tanh(a) * sigmoid(b)
-
-(Jeong et al., 2021, https://arxiv.org/abs/2104.01409, figure 2; the block is WaveNet's, van den
-Oord et al., 2016). The skips of all blocks add to the output. Padding is zero before every
-convolution, so it changes nothing.
+noise level. The blocks are those of diffusion U-Nets (Dhariwal & Nichol, 2021,
+https://arxiv.org/abs/2105.05233, appendix A) without its levels: dilation widens what a frame
+sees, as in Diff-TTS (Jeong et al., 2021, https://arxiv.org/abs/2104.01409). Its normalization is
+over the channels of each frame and padding is zero before every convolution, so that padding
+changes nothing.
 """
 
 from __future__ import annotations
@@ -48,23 +46,26 @@ def token_of_frame(durations: Tensor, frames: int) -> tuple[Tensor, Tensor]:
 
 
 class Block(nn.Module):
-    """A gated dilated convolution with a residual and a skip output."""
+    """Two convolutions on normalized frames; noise and text scale and shift between them."""
 
-    def __init__(self, channels: int, cond: int, dilation: int, dropout: float) -> None:
+    def __init__(self, channels: int, dilation: int, dropout: float) -> None:
         super().__init__()
-        self.noise = nn.Linear(channels, channels)
-        self.conv = nn.Conv1d(channels, 2 * channels, 3, padding=dilation, dilation=dilation)
-        self.cond = nn.Conv1d(cond, 2 * channels, 1)
-        self.out = nn.Conv1d(channels, 2 * channels, 1)
+        self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(2))
+        self.noise = nn.Linear(channels, 2 * channels)
+        self.cond = nn.Conv1d(channels, channels, 1)
+        self.conv1 = nn.Conv1d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv1d(channels, channels, 3, padding=dilation, dilation=dilation)
         self.dropout = nn.Dropout(dropout)
+        nn.init.zeros_(self.conv2.weight)
 
-    def forward(
-        self, h: Tensor, noise: Tensor, cond: Tensor, mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        y = self.dropout(h + self.noise(noise)[..., None]) * mask
-        a, b = (self.conv(y) + self.cond(cond)).chunk(2, 1)
-        residual, skip = self.out(a.tanh() * b.sigmoid()).chunk(2, 1)
-        return (h + residual) / math.sqrt(2), skip
+    def forward(self, h: Tensor, noise: Tensor, cond: Tensor, mask: Tensor) -> Tensor:
+        scale, shift = self.noise(noise)[..., None].chunk(2, 1)
+        y = self.conv1(F.silu(self._norm(0, h)) * mask) + self.cond(cond)
+        y = F.silu(self._norm(1, y) * (1 + scale) + shift)
+        return h + self.conv2(self.dropout(y) * mask)
+
+    def _norm(self, which: int, h: Tensor) -> Tensor:
+        return self.norms[which](h.transpose(1, 2)).transpose(1, 2)
 
 
 class MelNet(nn.Module):
@@ -99,13 +100,13 @@ class MelNet(nn.Module):
         self.noise = nn.Sequential(
             nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, channels), nn.SiLU()
         )
-        self.first = nn.Conv1d(mels, channels, 1)
+        self.first = nn.Conv1d(mels, channels, 3, padding=1)
         self.blocks = nn.ModuleList(
-            Block(channels, channels, dilations[i % len(dilations)], dropout)
+            Block(channels, dilations[i % len(dilations)], dropout)
             for i in range(blocks)
         )
-        self.middle = nn.Conv1d(channels, channels, 1)
-        self.last = nn.Conv1d(channels, mels, 1)
+        self.norm = nn.LayerNorm(channels)
+        self.last = nn.Conv1d(channels, mels, 3, padding=1)
         nn.init.zeros_(self.last.weight)
         assert self.last.bias is not None
         nn.init.zeros_(self.last.bias)
@@ -129,10 +130,8 @@ class MelNet(nn.Module):
         assert cond is not None
         level = self.noise(fourier(noise, self.channels, 100.0))
         known = self.conditions(cond, x.shape[2], mask)
-        h = F.silu(self.first(x))
-        total = torch.zeros_like(h)
+        h = self.first(x) + known
         for block in self.blocks:
-            h, skip = block(h, level, known, mask)
-            total = total + skip
-        out = F.silu(self.middle(total / math.sqrt(len(self.blocks))))
-        return self.last(out) * mask
+            h = block(h, level, known, mask)
+        h = F.silu(self.norm(h.transpose(1, 2)).transpose(1, 2))
+        return self.last(h * mask) * mask
