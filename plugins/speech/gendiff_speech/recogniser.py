@@ -163,16 +163,16 @@ def recogniser(
     return network
 
 
-def train(network: Recogniser, told: Recordings, seed: int, steps: int = _STEPS) -> None:
+def train(network: Recogniser, told: Recordings, seed: int) -> None:
     """Trains on augmented batches by cross-entropy, the sum over both heads."""
     gen = generator("recogniser", seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=4e-3, weight_decay=0.05)
-    plan = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
+    plan = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=_STEPS)
     crop = None if network.text is not None else _CROP
     typical = sum(mel.shape[1] for mel in told.mels) // len(told)
     size = max(8, min(32, _FRAMES // max(1, min(typical, crop or typical))))
     network.train()
-    for _ in range(steps):
+    for _ in range(_STEPS):
         rows = torch.randint(len(told), (size,), generator=gen)
         x, lengths = pad([augment(told.mels[i], gen, crop) for i in rows.tolist()])
         wanted = (told.text[rows], told.speaker[rows])
