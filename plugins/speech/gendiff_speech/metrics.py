@@ -120,7 +120,9 @@ def _spelt(tokens: Tensor) -> tuple[int, ...]:
 
 def _keys(recordings: Recordings) -> list[Hashable]:
     """What a recording shares with the others of the same text and speaker."""
-    return list(zip(recordings.tokens, recordings.speaker.tolist(), strict=True))
+    told = zip(recordings.text.tolist(), recordings.tokens, strict=True)
+    what = [text if text >= 0 else tokens for text, tokens in told]
+    return list(zip(what, recordings.speaker.tolist(), strict=True))
 
 
 def _groups(keys: Sequence[Hashable]) -> dict[Hashable, list[int]]:
