@@ -114,6 +114,30 @@ def make_run(tmp_path: Path, *overrides: str, accept: bool = False) -> runs.Run:
     return runs.start(modality, resolved, {"classes": 3}, accept)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_losses_that_times_follow_are_resumed(tmp_path: Path, accumulate: int) -> None:
+    """Bit-equal, from a step where they already move the times; a new density starts anew."""
+    given = ["diffusion.times={name: loss_second_moment, bins: 4}",
+             f"train.accumulate={accumulate}"]  # fmt: skip
+    whole = train.Trainer(make_run(tmp_path / "whole", *given))
+    assert len(list(whole.steps())) == 20
+    first = train.Trainer(make_run(tmp_path / "cut", *given))
+    for result in first.steps():
+        if result.step == 10:
+            break
+    times = first.objective.times
+    u = first.objective.draw(16, 0, 0)
+    assert times.draw(u, first.denoiser.schedule, first.history)[1].std() > 0.01
+    path = first.save()
+    second = train.Trainer(make_run(tmp_path / "cut", *given))
+    second.restore(path)
+    assert len(list(second.steps())) == 10
+    assert_equal(checkpoint.load_state(whole.save()), checkpoint.load_state(second.save()))
+    other = train.Trainer(make_run(tmp_path / "cut", "diffusion.times=uniform", accept=True))
+    other.restore(path)
+    assert other.history.shape == (0,)
+
+
 def test_sigterm_saves_and_exits_cleanly(tmp_path: Path) -> None:
     process = subprocess.Popen(command(tmp_path, "dense", 0.05), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
