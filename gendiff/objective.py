@@ -196,10 +196,10 @@ class LossSecondMoment(Uniform):
     def record(self, history: Tensor, t: Tensor, loss: Tensor) -> Tensor:
         """See :meth:`Times.record`; losses that are not finite are left out."""
         history, square = history.clone(), loss.to(history).square()
-        bins = (torch.ceil(t * self.bins) - 1).clamp(min=0)
-        bins[~square.isfinite()] = -1
-        for k in range(self.bins):
-            history[k] = torch.cat([history[k], square[bins == k]])[-self.kept :]
+        bins = torch.ceil(t * self.bins - 1e-9).long().clamp(min=1) - 1  # 7 / 100 * 100 > 7
+        seen = square.isfinite()
+        for k in bins[seen].unique().tolist():
+            history[k] = torch.cat([history[k], square[seen & (bins == k)]])[-self.kept :]
         return history
 
 

@@ -479,6 +479,9 @@ def resampler(g: SimpleNamespace) -> None:
         if all(len(values) >= 10 for values in lists):
             root = [math.sqrt(sum(v * v for v in values[-10:]) / 10) for values in lists]
             p = [0.999 * r / sum(root) + 0.001 / K for r in root]
+    chain = g.objective.LossSecondMoment(steps=100, bins=100)  # a bin for each of its times
+    t = torch.arange(1, 101, dtype=torch.float64) / 100
+    near(chain.record(chain.start(), t, t)[:, -1], t**2)
 
 
 def variance_bound(g: SimpleNamespace) -> None:

@@ -36,10 +36,17 @@ train.train(run)
 """
 
 
+KINDS = {
+    "dense": ["toy.kind=dense"],
+    "ragged": ["toy.kind=ragged"],
+    "following the losses": ["diffusion.times={name: loss_second_moment, bins: 4}"],
+}
+
+
 def command(folder: Path, kind: str, delay: float) -> list[str]:
     overrides = [
         f"out={folder}",
-        f"toy.kind={kind}",
+        *KINDS[kind],
         f"train.steps={STEPS}",
         "train.checkpoint_every_steps=7",
         "train.sample_every_steps=20",
@@ -72,8 +79,16 @@ def assert_equal(a: object, b: object) -> None:
         assert a == b
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-@pytest.mark.parametrize("kind", ["dense", "ragged"])
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [
+        ("dense", signal.SIGKILL),
+        ("dense", signal.SIGTERM),
+        ("ragged", signal.SIGKILL),
+        ("ragged", signal.SIGTERM),
+        ("following the losses", signal.SIGKILL),
+    ],
+)
 def test_killed_and_resumed_is_bit_equal(tmp_path: Path, kind: str, number: int) -> None:
     subprocess.run(command(tmp_path / "whole", kind, 0), check=True, capture_output=True)
     chance = random.Random(f"{kind} {number}")
