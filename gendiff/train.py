@@ -82,6 +82,7 @@ class Trainer:
             fused=self.device.type in ("cpu", "cuda"),
         )
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
+        self.history = d.times.start()
         self.step = 0
         self.elapsed = 0.0
         self.skipped = 0  # non-finite steps in a row
@@ -121,7 +122,14 @@ class Trainer:
             noise = StepNoise(seed, slot, self.device, batch.x.dtype)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                 loss = self.objective(
-                    self.denoiser, batch, noise, seed=seed, step=step, slot=slot, slots=len(parts)
+                    self.denoiser,
+                    batch,
+                    noise,
+                    history=self.history,
+                    seed=seed,
+                    step=step,
+                    slot=slot,
+                    slots=len(parts),
                 )
             (loss.mean / len(parts)).backward()
             losses.append(loss)
@@ -145,7 +153,9 @@ class Trainer:
             torch.stack([loss.mean.detach() for loss in losses]).mean(),
             torch.cat([loss.per_sample for loss in losses]),
             torch.cat([loss.log_snr for loss in losses]),
+            torch.cat([loss.t for loss in losses]),
         )
+        self.history = self.objective.times.record(self.history, both.t, both.per_sample)
         return StepResult(self.step, both, norm, not finite)
 
     def model(self) -> Model:
@@ -158,6 +168,7 @@ class Trainer:
             "step": self.step,
             "elapsed": self.elapsed,
             "skipped": self.skipped,
+            "history": self.history,
             "network": self.network.state_dict(),
             "ema": self.ema.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -193,6 +204,9 @@ class Trainer:
             ) from None
         self.step, self.elapsed = state["step"], state["elapsed"]
         self.skipped = state["skipped"]
+        history = state.get("history", self.history)  # runs begun before there was one go on
+        if history.shape == self.history.shape:  # else the density of times has changed
+            self.history = history
 
 
 def lr_factor(config: TrainConfig, step: int) -> float:

@@ -458,6 +458,32 @@ def densities(g: SimpleNamespace) -> None:
     near(parts.exp(), expected)
 
 
+def resampler(g: SimpleNamespace) -> None:
+    """Nichol & Dhariwal, 2021, eq. 18: lists of losses, and p summed up bin by bin."""
+    times, schedule, K = g.objective.LossSecondMoment(bins=3), g.schedules.Flow(), 3
+    history, lists = times.start(), [[], [], []]  # type: ignore[var-annotated]
+    p = [1 / 3] * 3
+    for step in range(30):
+        u = (torch.arange(8, dtype=torch.float64) + 0.3 + 0.02 * step) / 8
+        t, weight = times.draw(u, schedule, history)
+        for i in range(8):
+            k = next(k for k in range(K) if u[i] <= sum(p[: k + 1]) or k == K - 1)
+            near(t[i], (k + (u[i] - sum(p[:k])) / p[k]) / K)
+            near(weight[i], 1 / (K * p[k]))
+        if step == 20:
+            assert max(p) > 2 * min(p)
+        loss = (1 + 0.1 * step) * t**2 * (1.5 + torch.sin(50 * t))
+        history = times.record(history, t, loss)
+        for time, value in zip(t.tolist(), loss.tolist(), strict=True):
+            lists[math.ceil(K * time) - 1].append(value)
+        if all(len(values) >= 10 for values in lists):
+            root = [math.sqrt(sum(v * v for v in values[-10:]) / 10) for values in lists]
+            p = [0.999 * r / sum(root) + 0.001 / K for r in root]
+    chain = g.objective.LossSecondMoment(steps=100, bins=100)  # a bin for each of its times
+    t = torch.arange(1, 101, dtype=torch.float64) / 100
+    near(chain.record(chain.start(), t, t)[:, -1], t**2)
+
+
 def variance_bound(g: SimpleNamespace) -> None:
     """Nichol & Dhariwal, 2021, eq. 15 and 4: KL between two normals, in bits/dim, times T."""
     beta, bar = alpha_bars()
@@ -716,6 +742,7 @@ CHECKS: tuple[Callable[[SimpleNamespace], None], ...] = (
     guidance,
     weights,
     densities,
+    resampler,
     variance_bound,
     bound_terms,
     bins,
