@@ -35,12 +35,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gendiff_speech.recogniser import Recogniser, Recordings, hear, one_thread, pad, recogniser
 from torch import Tensor
 
 from gendiff.modality import Measure
 from gendiff.noise import generator
 from gendiff.spaces import Batch, Masked
+from gendiff_speech.recogniser import Recogniser, Recordings, hear, one_thread, pad, recogniser
 
 _LIMIT = 1000  # recordings of a split that are looked at, evenly spaced if it has more
 _DRAWS = 8  # sets of training recordings, over which the Fréchet distance's floor is averaged

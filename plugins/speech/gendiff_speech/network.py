@@ -102,8 +102,7 @@ class MelNet(nn.Module):
         )
         self.first = nn.Conv1d(mels, channels, 3, padding=1)
         self.blocks = nn.ModuleList(
-            Block(channels, dilations[i % len(dilations)], dropout)
-            for i in range(blocks)
+            Block(channels, dilations[i % len(dilations)], dropout) for i in range(blocks)
         )
         self.norm = nn.LayerNorm(channels)
         self.last = nn.Conv1d(channels, mels, 3, padding=1)

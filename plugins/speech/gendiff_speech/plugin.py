@@ -51,9 +51,9 @@ class SpeechModality(Modality):
             "times": {"name": "log_normal", "mean": -0.4, "std": 1.2},
         },
         "train": {
-            "steps": 1500,
+            "steps": 1200,
             "batch_size": 32,
-            "lr": 1e-3,
+            "lr": 2e-3,
             "lr_decay": "cosine",
             "ema_half_life_steps": 50,
             "sample_every_steps": 500,

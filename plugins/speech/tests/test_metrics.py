@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
+from gendiff.modality import Measure
+from gendiff.spaces import Batch, Cond, Masked
 from gendiff_speech import metrics, recogniser
 from gendiff_speech.metrics import (
     cepstra,
@@ -17,10 +21,6 @@ from gendiff_speech.metrics import (
     time_warp,
 )
 from gendiff_speech.recogniser import Recogniser, Recordings, augment, hear, pad
-from torch import Tensor
-
-from gendiff.modality import Measure
-from gendiff.spaces import Batch, Cond, Masked
 
 MELS, TEXTS, SPEAKERS = 24, 4, 2
 FACTS: dict[str, Any] = {
