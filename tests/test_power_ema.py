@@ -8,7 +8,7 @@ import pytest
 import torch
 from exactness import near
 
-from gendiff import checkpoint, config, ema, generate, runs
+from gendiff import checkpoint, config, ema, generate, plugins, runs
 from gendiff.errors import CheckpointError
 from gendiff.testing.toy import ToyModality
 from gendiff.train import Trainer, train
@@ -43,7 +43,10 @@ def test_closed_forms() -> None:
             ema.gamma_of(width)
 
 
-def test_reconstruction_is_the_tracked_average(tmp_path: Path) -> None:
+def test_reconstruction_is_the_tracked_average(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugins, "modality", lambda name: ToyModality())
     run = _run(tmp_path, "train.steps=200", "train.checkpoint_every_steps=200")
     trainer = Trainer(run)
     truth = ema.PowerEMA(trainer.network, 0.07)
