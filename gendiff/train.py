@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from gendiff import checkpoint, console
 from gendiff.config import TrainConfig
 from gendiff.data import VisitOrder, loader
-from gendiff.ema import EMA
+from gendiff.ema import EMA, PowerEMA, save_snapshot, snapshots
 from gendiff.errors import CheckpointError, NonFiniteError
 from gendiff.generate import Model, make_denoiser, pick_device, restore, use_bf16
 from gendiff.noise import StepNoise, derive_seed
@@ -61,6 +61,7 @@ class Trainer:
         torch.manual_seed(derive_seed("init", run.config.seed))
         self.network: nn.Module = run.modality.backbone(run.section, run.facts).to(self.device)
         self.ema = EMA(self.network, config.ema_half_life_steps, config.ema_warmup)
+        self.power_emas = [PowerEMA(self.network, width) for width in config.ema_widths]
         if config.compile:
             self.network.compile()
         self.denoiser = make_denoiser(run, self.network)
@@ -142,7 +143,8 @@ class Trainer:
             self.skipped += 1
         self.optimizer.zero_grad()
         self.step += 1
-        self.ema.update(self.step)
+        for average in (self.ema, *self.power_emas):
+            average.update(self.step)
         if self.skipped >= PATIENCE:
             raise NonFiniteError(
                 f"the gradient was not finite {PATIENCE} times in a row, last at step {self.step} "
@@ -171,6 +173,7 @@ class Trainer:
             "history": self.history,
             "network": self.network.state_dict(),
             "ema": self.ema.module.state_dict(),
+            "power_emas": {str(e.width): e.module.state_dict() for e in self.power_emas},
             "optimizer": self.optimizer.state_dict(),
         }
         metadata = {
@@ -196,6 +199,16 @@ class Trainer:
         state = checkpoint.load_state(path)
         restore(self.network, state["network"], path)
         restore(self.ema.module, state["ema"], path)
+        for average in self.power_emas:
+            if str(average.width) not in state["power_emas"]:
+                raise CheckpointError(
+                    f"checkpoint {path} has no average of width {average.width:g}. "
+                    "Leave train.ema_widths as it was, or give the run a new name"
+                )
+            restore(average.module, state["power_emas"][str(average.width)], path)
+        for step, snapshot in snapshots(self.run.ema).items():
+            if step > state["step"]:
+                snapshot.unlink()
         try:
             self.optimizer.load_state_dict(state["optimizer"])
         except ValueError as error:
@@ -277,6 +290,8 @@ def train(run: Run) -> bool:
                 console.say(_progress_line(line, step, config.steps), log)
                 window, mark = [], (step, trainer.elapsed)
                 bar(step, f"loss {line['loss']:.4f}")
+            if trainer.power_emas and (last or step % config.ema_snapshot_steps == 0):
+                save_snapshot(run.ema, step, trainer.power_emas)
             _preview(trainer, stop)
             if last or stop() or step % config.checkpoint_every_steps == 0:
                 saved = trainer.save()
