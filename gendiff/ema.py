@@ -135,6 +135,8 @@ def save_snapshot(folder: Path, step: int, averages: Sequence[PowerEMA]) -> None
     temporary = path.with_suffix(".tmp")
     widths = json.dumps([average.width for average in averages])
     save_file(tensors, temporary, {"widths": widths})
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
@@ -144,15 +146,16 @@ def snapshots(folder: Path) -> dict[int, Path]:
     return {int(path.stem.removeprefix("step-")): path for path in paths}
 
 
-def reconstruct(folder: Path, width: float, step: int) -> dict[str, Tensor]:
+def reconstruct(folder: Path, width: float, step: int, network: nn.Module) -> dict[str, Tensor]:
     """The state that :class:`PowerEMA` of ``width`` would have, nearly, at the newest snapshot.
 
-    Buffers, and whatever else is not floating point, are the newest snapshot's.
+    Parameters are mixed, in float64; buffers are the newest snapshot's.
 
     Args:
         folder: The snapshots.
         width: sigma_rel.
         step: Later snapshots are ignored.
+        network: Tells which names are buffers.
 
     Raises:
         CheckpointError: There is no snapshot, or the width is out of range.
@@ -172,6 +175,7 @@ def reconstruct(folder: Path, width: float, step: int) -> dict[str, Tensor]:
             widths = json.loads(file.metadata()["widths"])
         profiles += [(t, gamma_of(w)) for w in widths]
     weights = iter(mixture(profiles, max(kept), gamma).tolist())
+    buffers = {name for name, _ in network.named_buffers(remove_duplicate=False)}
     total: dict[str, Tensor] = {}
     for path in kept.values():
         with safe_open(path, "pt") as file:
@@ -180,8 +184,8 @@ def reconstruct(folder: Path, width: float, step: int) -> dict[str, Tensor]:
                 weight = next(weights)
                 for key in (n for n in names if n.startswith(f"{i}.")):
                     name, value = key.partition(".")[2], file.get_tensor(key)
-                    if value.is_floating_point():
-                        total[name] = total.get(name, 0) + weight * value.double()
-                    else:
+                    if name in buffers:
                         total[name] = value
+                    else:
+                        total[name] = total.get(name, 0) + weight * value.double()
     return total

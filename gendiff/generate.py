@@ -361,7 +361,7 @@ def load(
     if ema_width is None:
         restore(network, checkpoint.load_weights(path), path)
     else:
-        restore(network, ema.reconstruct(run.ema, ema_width, at), run.ema)
+        restore(network, ema.reconstruct(run.ema, ema_width, at, network), run.ema)
     return Model(
         run,
         network,

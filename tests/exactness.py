@@ -18,7 +18,7 @@ from oracle_tools import exponential_moment, normal
 
 MODULES = (
     "schedules", "denoiser", "multistep", "objective", "samplers", "singlestep", "spaces",
-    "likelihood", "guidance",
+    "likelihood", "guidance", "ema",
 )  # fmt: skip
 
 
@@ -721,8 +721,28 @@ def ode(g: SimpleNamespace) -> None:
         near(found, exact, 2e-3)  # Runge-Kutta's own error
 
 
+def power_average(e: SimpleNamespace) -> None:
+    """Published width of gamma = 6.94, quadrature of profiles, and the weights of the average."""
+    near(e.ema.gamma_of(0.10), 6.94, 2e-3)  # EDM2, section 3.2: widths 0.05 and 0.10
+    near(e.ema.gamma_of(0.05), 16.97, 2e-3)
+    tau = (torch.arange(20_000, dtype=torch.float64) + 0.5) * 3 / 20_000
+    product = 3 * tau**2 / 3**3 * 7.5 * tau**6.5 / 5**7.5
+    near(e.ema.inner(3.0, 2.0, 5.0, 6.5), product.sum() * 3 / 20_000, 1e-6)
+    near(e.ema.inner(5.0, 6.5, 3.0, 2.0), product.sum() * 3 / 20_000, 1e-6)
+    near(e.ema.mixture([(4.0, 2.0), (5.0, 6.5)], 5.0, 6.5), [0.0, 1.0], 1e-9)
+    net = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    average, n = e.ema.PowerEMA(net, 0.10), 8
+    for k in range(1, n + 1):  # the weight of step k is the profile's integral over (k - 1, k]
+        net.weight.data.fill_(k**2)
+        average.update(k)
+    power = average.gamma + 1
+    parts = [k**2 * ((k / n) ** power - ((k - 1) / n) ** power) for k in range(1, n + 1)]
+    near(average.module.weight, [[sum(parts)]], 1e-12)
+
+
 CHECKS: tuple[Callable[[SimpleNamespace], None], ...] = (
     chains,
+    power_average,
     wrapped,
     ddpm_rows,
     ddim_rows,

@@ -17,8 +17,15 @@ import gendiff
 PARTS = (
     "errors", "noise", "levels", "chains", "schedules", "spaces", "denoiser", "grids",
     "tables", "singlestep", "multistep", "samplers", "objective", "likelihood", "guidance",
+    "ema",
 )  # fmt: skip
 MUTATIONS = [
+    ("ema", "(1 - 1 / step) ** (self.gamma + 1)", "(1 - 1 / step) ** self.gamma"),
+    ("ema", "(gamma + 1) / (gamma + 3)", "(gamma + 1) / (gamma + 2)"),
+    ("ema", "(t_a / t_b) ** gamma_b", "(t_a / t_b) ** gamma_a"),
+    ("ema", "(gamma_a + gamma_b + 1)", "(gamma_a + gamma_b + 2)"),
+    ("ema", "if t_a > t_b:", "if t_a < t_b:"),
+    ("ema", "inner(*a, t, gamma)", "inner(*a, t, gamma + 1)"),
     ("singlestep", "share * sigma_s**2).log()", "share * sigma_s).log()"),
     ("singlestep", "beta = share * sigma_t**2", "beta = share * sigma_s**2"),
     ("singlestep", "beta.log(), alpha_s * share", "beta.log(), share"),

@@ -62,7 +62,7 @@ def test_reconstruction_is_the_tracked_average(
     assert (got - want).norm() < 1e-3 * want.norm()
     assert (other - want).norm() > 1e-2 * want.norm()
     with pytest.raises(CheckpointError, match="no snapshot"):
-        ema.reconstruct(run.ema, 0.07, 5)
+        ema.reconstruct(run.ema, 0.07, 5, truth.module)
 
 
 def test_resume_is_exact(tmp_path: Path) -> None:
@@ -85,3 +85,14 @@ def test_resume_is_exact(tmp_path: Path) -> None:
     for width in ("0.05", "0.1"):
         for name, value in states[0][width].items():
             assert torch.equal(value, states[1][width][name])
+
+
+def test_buffers_are_the_newest(tmp_path: Path) -> None:
+    net = torch.nn.BatchNorm1d(2)
+    average = ema.PowerEMA(net, 0.1)
+    for step in (1, 2, 3):
+        net.running_mean.fill_(step)
+        average.update(step)
+        ema.save_snapshot(tmp_path, step, [average])
+    found = ema.reconstruct(tmp_path, 0.2, 3, net)
+    assert torch.equal(found["running_mean"], torch.full((2,), 3.0))
