@@ -200,7 +200,7 @@ class Trainer:
         restore(self.network, state["network"], path)
         restore(self.ema.module, state["ema"], path)
         for average in self.power_emas:
-            if str(average.width) not in state["power_emas"]:
+            if str(average.width) not in state.get("power_emas", {}):
                 raise CheckpointError(
                     f"checkpoint {path} has no average of width {average.width:g}. "
                     "Leave train.ema_widths as it was, or give the run a new name"
