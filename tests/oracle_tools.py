@@ -83,42 +83,6 @@ class Counted:
         return x_hat
 
 
-class ExactNetwork:
-    """The backbone of each prediction for a denoiser known in closed form.
-
-    The targets are written as in the papers, for x = (x_t - sigma eps) / alpha known.
-    """
-
-    def __init__(
-        self, prediction: str, schedule: Schedule, denoiser: Callable[..., Tensor], std: float
-    ) -> None:
-        self.prediction, self.schedule = prediction, schedule
-        self.denoiser, self.std = denoiser, std
-        self.inputs: list[Tensor] = []
-
-    def __call__(self, x: Tensor, noise: Tensor, cond: Any, space: Space) -> Tensor:
-        self.inputs.append(x)
-        t = self.schedule.inverse(-8 * noise)
-        alpha, sigma = (space.expand(v) for v in self.schedule(t))
-        x_t = x * torch.sqrt(self.std**2 * alpha**2 + sigma**2)
-        x_hat = self.denoiser(x_t, t)
-        if self.prediction == "x":
-            return x_hat
-        eps_hat = (x_t - alpha * x_hat) / sigma
-        if self.prediction == "eps":
-            return eps_hat
-        if self.prediction == "flow":
-            return eps_hat - x_hat
-        if self.prediction == "v":  # of the angle phi = atan(sigma / alpha)
-            phi = torch.atan2(sigma, alpha)
-            return torch.cos(phi) * eps_hat - torch.sin(phi) * x_hat
-        # EDM's table 1, for y = x_t / alpha at noise scale sigma / alpha
-        y, scale, std = x_t / alpha, sigma / alpha, self.std
-        c_skip = std**2 / (scale**2 + std**2)
-        c_out = scale * std / torch.sqrt(scale**2 + std**2)
-        return (x_hat - c_skip * y) / c_out
-
-
 def gaussian_moments(
     table: list[Any], schedule: Schedule, mean: float, variance: float, m: float, v: float
 ) -> list[tuple[float, float]]:
@@ -149,13 +113,6 @@ def gaussian_moments(
             x[3 + 2 * i] = stage.c
         result.append((x[0].item(), x[1:].square().sum().item()))
     return result
-
-
-def slope(errors: Sequence[float], counts: Sequence[int]) -> float:
-    """Order of convergence: minus the least-squares slope of log error over log count."""
-    x, y = torch.tensor(counts).double().log(), torch.tensor(errors).double().log()
-    x = x - x.mean()
-    return -float((x @ y) / (x @ x))
 
 
 def exponential_moment(h: float, degree: int) -> float:

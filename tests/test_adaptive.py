@@ -7,13 +7,13 @@ import math
 import pytest
 import torch
 from exactness import near
-from oracle_tools import SCHEDULES, SPACES, Counted, normal, slope, streams
+from oracle_tools import SCHEDULES, SPACES, Counted, normal, streams
 
 from gendiff.adaptive import solve
 from gendiff.errors import SamplingError
 from gendiff.schedules import EDM, Cosine, Flow, Parts, VPLinear
 from gendiff.spaces import Space
-from gendiff.testing import Gaussian
+from gendiff.testing import Gaussian, slope
 
 pytestmark = pytest.mark.usefixtures("float64")
 every_space = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES.keys())

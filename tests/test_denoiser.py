@@ -6,7 +6,7 @@ import exactness
 import pytest
 import torch
 from exactness import near
-from oracle_tools import SCHEDULES, SPACES, ExactNetwork, normal, streams
+from oracle_tools import SCHEDULES, SPACES, normal, streams
 from torch import Tensor
 
 from gendiff.denoiser import PREDICTIONS, Denoiser
@@ -15,7 +15,7 @@ from gendiff.grids import UniformTime
 from gendiff.samplers import DDPM, DPMSolverPP2M, Heun, Sampler, states
 from gendiff.schedules import Cosine, Flow, Parts, Schedule, VPLinear
 from gendiff.spaces import Dense, Masked, Ragged, Space
-from gendiff.testing import Gaussian
+from gendiff.testing import ExactNetwork, Gaussian
 
 pytestmark = pytest.mark.usefixtures("float64")
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from oracle_tools import ExactNetwork
 from torch import Tensor, nn
 
 from gendiff import config, runs
 from gendiff.evaluate import evaluate, heldout_likelihood, show
 from gendiff.generate import Model
 from gendiff.spaces import Cond, Space
-from gendiff.testing import Gaussian, ToyModality
+from gendiff.testing import ExactNetwork, Gaussian, ToyModality
 from gendiff.testing.toy import VARIANCE, mean
 from gendiff.train import Trainer
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from exactness import near
-from oracle_tools import SPACES, ExactNetwork, normal, slope, streams
+from oracle_tools import SPACES, normal, streams
 from torch import Tensor
 
 from gendiff.denoiser import BoundDenoiser, Denoiser
@@ -16,7 +16,7 @@ from gendiff.guidance import Guidance, Guided, autoguidance, classifier_free
 from gendiff.samplers import DDIM, DPMSolverPP2M, sample
 from gendiff.schedules import EDM, Cosine, Parts, Schedule
 from gendiff.spaces import Cond, Dense, Masked, Space
-from gendiff.testing import Gaussian, Mixture
+from gendiff.testing import ExactNetwork, Gaussian, Mixture, slope
 
 pytestmark = pytest.mark.usefixtures("float64")
 SCHEDULE, VARIANCE = Cosine(), 0.3

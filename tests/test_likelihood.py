@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import exactness
 import pytest
 import torch
-from oracle_tools import SCHEDULES, SPACES, Columns, normal, parts_of, slope, streams
+from oracle_tools import SCHEDULES, SPACES, Columns, normal, parts_of, streams
 from torch import Tensor
 
 from gendiff.errors import SamplingError
@@ -17,7 +17,7 @@ from gendiff.grids import LogSNR, UniformTime
 from gendiff.likelihood import Bins, _probes, ode_log_likelihood, variational_bound
 from gendiff.schedules import EDM, Cosine, Parts, Schedule
 from gendiff.spaces import Batch, Dense, Masked, Ragged, Space
-from gendiff.testing import Gaussian, Mixture
+from gendiff.testing import Gaussian, Mixture, slope
 
 VARIANCE = 0.3
 ENTROPY = (1 + math.log(2 * math.pi * VARIANCE)) / 2  # nats/dim

@@ -6,7 +6,7 @@ import exactness
 import pytest
 import torch
 from exactness import near
-from oracle_tools import SCHEDULES, SPACES, ExactNetwork, normal, parts_of, streams
+from oracle_tools import SCHEDULES, SPACES, normal, parts_of, streams
 from torch import Tensor
 
 from gendiff.denoiser import PREDICTIONS, Denoiser
@@ -26,7 +26,7 @@ from gendiff.objective import (
 from gendiff.schedules import EDM, Cosine, Flow, Parts, Schedule, VPLinear
 from gendiff.singlestep import posterior
 from gendiff.spaces import Batch, Cond, Dense, Masked, Ragged, Space
-from gendiff.testing import Gaussian, Mixture
+from gendiff.testing import ExactNetwork, Gaussian, Mixture
 
 pytestmark = pytest.mark.usefixtures("float64")
 

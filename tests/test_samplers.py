@@ -13,11 +13,9 @@ from oracle_tools import (
     SPACES,
     Columns,
     Counted,
-    ExactNetwork,
     gaussian_moments,
     normal,
     parts_of,
-    slope,
     streams,
 )
 from scipy.integrate import solve_ivp
@@ -53,7 +51,7 @@ from gendiff.samplers import (
 from gendiff.schedules import EDM, Cosine, Flow, Parts, Schedule, VPLinear
 from gendiff.spaces import Dense, Space
 from gendiff.tables import Step
-from gendiff.testing import Gaussian, Mixture
+from gendiff.testing import ExactNetwork, Gaussian, Mixture, slope
 
 pytestmark = pytest.mark.usefixtures("float64")
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())

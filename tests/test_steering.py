@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from exactness import near
-from oracle_tools import SCHEDULES, SPACES, ExactNetwork, normal, streams
+from oracle_tools import SCHEDULES, SPACES, normal, streams
 from torch import Tensor
 
 from gendiff.denoiser import Denoiser
@@ -16,7 +16,7 @@ from gendiff.samplers import DPMSolverPP2M, sample
 from gendiff.schedules import Cosine, Flow, Schedule
 from gendiff.spaces import Dense, Space
 from gendiff.steering import Linearised, Matched, Tilted
-from gendiff.testing import Gaussian
+from gendiff.testing import ExactNetwork, Gaussian
 
 pytestmark = pytest.mark.usefixtures("float64")
 VARIANCE = 0.3

@@ -6,8 +6,10 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
+    "ExactNetwork": "oracles",
     "Gaussian": "oracles",
     "Mixture": "oracles",
+    "slope": "oracles",
     "ToyModality": "toy",
     "check_modality": "conformance",
 }
