@@ -39,7 +39,7 @@ _SYSTEM = "libespeak-ng.so.1"
 _SYNCHRONOUS = 2  # espeak_AUDIO_OUTPUT: samples go to the callback, the call returns at the end
 _PHONEME_EVENTS, _DONT_EXIT = 0x1, 0x8000  # options of espeak_Initialize
 _BY_CHARACTER = 1  # espeak_POSITION_TYPE
-_UTF8, _END_PAUSE = 0x1, 0x1000  # flags of espeak_Synth
+_UTF8 = 0x1  # flag of espeak_Synth; without 0x1000 no pause of a third of a second follows
 _RATE, _PITCH = 1, 3  # espeak_PARAMETER
 _LIST_TERMINATED, _PHONEME = 0, 7  # espeak_EVENT_TYPE
 _PAUSE = "_"
@@ -100,7 +100,7 @@ def speak(text: str, voice: str, pitch: int = 50, rate: int = 160) -> Spoken:
         library.espeak_SetParameter(_RATE, rate, 0)
         library.espeak_SetSynthCallback(callback)
         status = library.espeak_Synth(
-            said, len(said), 0, _BY_CHARACTER, 0, _UTF8 | _END_PAUSE, None, None
+            said, len(said), 0, _BY_CHARACTER, 0, _UTF8, None, None
         )
     if status or not chunks:
         raise DataError(f"eSpeak NG cannot speak {text!r} (status {status}): change the text")
