@@ -35,6 +35,7 @@ PROBE = (3, 20)  # steps that warm up, and steps whose cost is measured
 CHOICES: dict[str, dict[str, Any]] = {
     "gendiff": {},
     "diffusers": {
+        "channels": [24, 48],
         "lr": 3e-3,
         "beta_schedule": "squaredcos_cap_v2",
         "prediction_type": "v_prediction",
@@ -153,7 +154,7 @@ class Diffusers(Peer):
             in_channels=1,
             out_channels=1,
             layers_per_block=1,
-            block_out_channels=(24, 48),
+            block_out_channels=tuple(self.choice["channels"]),
             norm_num_groups=8,
             num_class_embeds=10,
             down_block_types=("DownBlock2D", "AttnDownBlock2D"),

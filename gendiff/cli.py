@@ -350,7 +350,7 @@ def fit_grid(folder: Path, count: int, tries: int, **options: Any) -> None:
 @main.group(cls=Commands, invoke_without_command=True)
 @click.pass_context
 def plugins(ctx: click.Context) -> None:
-    """List what is installed; 'check NAME' tests a modality."""
+    """List what is installed; 'new NAME' begins a modality, 'check NAME' tests it."""
     if ctx.invoked_subcommand is None:
         _list_plugins()
 
@@ -394,6 +394,25 @@ def plugins_check(name: str) -> None:
 
     for line in check_modality(name):
         click.echo(line)
+
+
+@plugins.command("new")
+@click.argument("name")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    default=Path(),
+    help="Where the package is put.  [default: here]",
+)
+def plugins_new(name: str, folder: Path) -> None:
+    """Write the package of a new modality, which trains as it is."""
+    from gendiff import plugins as finder
+
+    package = finder.write_new(name, folder)
+    click.echo(f"{package} is written. Go on with:")
+    click.echo(f"  pip install -e {package}")
+    click.echo(f"  gendiff plugins check {name}")
+    click.echo(f"  gendiff train --modality {name}")
 
 
 @main.group(cls=Commands)

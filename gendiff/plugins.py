@@ -7,18 +7,20 @@ for. ``gendiff.plugins``: loaded whenever parts or observers are needed, each on
 from __future__ import annotations
 
 import importlib.metadata
+import keyword
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pluggy
 
 from gendiff import PLUGIN_API
-from gendiff.errors import PluginError, suggest
+from gendiff.errors import ConfigError, PluginError, suggest
 from gendiff.modality import Modality
 
 MODALITIES = "gendiff.modalities"
@@ -217,3 +219,36 @@ def without_torch() -> Iterator[None]:
         yield
     finally:
         del sys.modules["torch"]
+
+
+def write_new(name: str, parent: Path) -> Path:
+    """Writes the package ``gendiff-NAME`` of a new modality, which trains as it is, into a folder.
+
+    Raises:
+        ConfigError: The name cannot be one, is taken, or the folder is there or cannot be made.
+    """
+    from gendiff.config import RunConfig
+
+    if not (name.isidentifier() and name.isascii() and name == name.lower()) or (
+        keyword.iskeyword(name) or name in RunConfig.model_fields
+    ):
+        raise ConfigError(
+            f"NAME: '{name}' cannot name a modality. Use lower-case letters, digits and '_'; "
+            "a section of the configuration cannot be one either"
+        )
+    if name in modality_names():
+        raise ConfigError(f"NAME: modality '{name}' is installed already. Choose another name")
+    template = Path(__file__).parent / "template"
+    package = parent / f"gendiff-{name}"
+    try:
+        package.mkdir(parents=True)
+        for source in sorted(template.rglob("*.*")):
+            if source.suffix in (".py", ".toml", ".md"):
+                path = package / str(source.relative_to(template)).replace("NAME", name)
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(source.read_text().replace("NAME", name))
+    except FileExistsError:
+        raise ConfigError(f"{package}: is there already. Remove it, or choose --folder") from None
+    except OSError as error:
+        raise ConfigError(f"{package}: cannot be written: {error.strerror}") from None
+    return package

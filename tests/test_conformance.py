@@ -19,7 +19,7 @@ from gendiff.testing.toy import ToyConfig, ToyData
 
 @pytest.mark.parametrize("kind", ["dense", "masked", "ragged"])
 def test_the_toy_keeps_the_contract(kind: str) -> None:
-    assert len(list(check_modality(ToyModality(), [f"toy.kind={kind}"]))) == 6
+    assert len(list(check_modality(ToyModality(), [f"toy.kind={kind}"]))) == 7
 
 
 class RandomItems(ToyModality):
@@ -64,6 +64,21 @@ class NoFiles(ToyModality):
         return []
 
 
+class Forgetful(ToyModality):
+    """Its network counts its calls in a number that no state holds."""
+
+    def backbone(self, config: ToyConfig, facts: Mapping[str, Any]) -> nn.Module:
+        network: Any = super().backbone(config, facts)
+        forward, calls = network.forward, [0]
+
+        def counting(*args: Any) -> Any:
+            calls[0] += 1
+            return forward(*args) * (1 + 0.1 * calls[0])
+
+        network.forward = counting
+        return network
+
+
 class WrongWidth(ToyModality):
     def bin_width(self, config: ToyConfig, facts: Mapping[str, Any]) -> float:
         return 0.125
@@ -75,6 +90,7 @@ class WrongWidth(ToyModality):
         (RandomItems, "function of its index and seed"),
         (TupleFacts, "survive JSON"),
         (DeadParameter, "reaches every parameter"),
+        (Forgetful, "resumes to the bit"),
         (NeighbourTemplates, "depends on its id"),
         (NoFiles, "a file for each sample"),
         (WrongWidth, "multiples of bin_width"),

@@ -7,8 +7,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from gendiff.testing import check_modality
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -79,3 +82,14 @@ def test_links_and_files_exist(page: Path) -> None:
         assert (page.parent / target).exists(), target
     for name in re.findall(r"`((?:gendiff|tests|configs|benchmarks|plugins)/[\w./]+\.\w+)`", text):
         assert (ROOT / name).exists(), name
+
+
+def test_the_smallest_modality_of_the_docs_keeps_the_contract() -> None:
+    code = re.search(r"```python\n(.*?)```", (ROOT / "docs/plugins.md").read_text(), re.S)
+    assert code is not None
+    lines = [line for line in code[1].splitlines() if line.strip()]
+    assert len(lines) < 60
+    pytest.importorskip("sklearn", reason="the wines are scikit-learn's")
+    names: dict[str, Any] = {}
+    exec(code[1], names)
+    assert len(list(check_modality(names["Wine"]()))) == 7

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gendiff import plugins
-from gendiff.errors import PluginError
+from gendiff.errors import ConfigError, PluginError
 from gendiff.modality import Modality
 from gendiff.testing import ToyModality
 
@@ -217,3 +217,39 @@ def test_what_is_no_modality_is_refused() -> None:
 
     with pytest.raises(TypeError, match="abstract"):
         Unfinished()  # type: ignore[abstract]
+
+
+@pytest.mark.parametrize("package", ["a new one", "examples/points"])
+def test_whole_packages_are_installed_checked_and_trained(
+    environment: Environment, package: str
+) -> None:
+    name, key = ("points", "points.width=16") if "/" in package else ("waves", "waves.hidden=8")
+    project = Path(__file__).parent.parent / package
+    if name == "waves":
+        made = environment.gendiff("plugins", "new", name)
+        assert made.returncode == 0, made.stderr
+        project = environment.folder / "gendiff-waves"
+    environment.pip("install", "--no-deps", "--no-build-isolation", str(project))
+    checked = environment.gendiff("plugins", "check", name)
+    assert checked.returncode == 0, checked.stderr
+    trained = environment.gendiff("train", "--modality", name, "train.steps=20", "out=whole", key)
+    assert trained.returncode == 0, trained.stderr
+    judged = environment.gendiff("evaluate", f"whole/{name}/default", "-n", "8")
+    assert "_accuracy" in judged.stdout, judged.stderr
+    environment.pip("uninstall", "-y", f"gendiff-{name}")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("3d", "cannot name"), ("train", "cannot name"), ("Shapes", "cannot name"), ("is", "cannot")],
+)
+def test_a_new_modality_s_name_is_checked(name: str, why: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"'{name}' {why}"):
+        plugins.write_new(name, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_new_modality_overwrites_nothing(tmp_path: Path) -> None:
+    (tmp_path / "gendiff-mine").mkdir()
+    with pytest.raises(ConfigError, match="gendiff-mine: is there already"):
+        plugins.write_new("mine", tmp_path)

@@ -143,6 +143,21 @@ def _check_training(run: runs.Run) -> Iterator[str]:
     for name, value in trainer.ema.module.state_dict().items():
         _expect(torch.equal(fresh.state_dict()[name], value), "weights survive saving", name)
     yield "weights survive saving"
+    path = _after(Trainer(run), 2).save()
+    halted = Trainer(run)
+    halted.restore(path)
+    straight, resumed = (_after(t, 4).network.state_dict() for t in (Trainer(run), halted))
+    for name, value in straight.items():
+        _expect(torch.equal(resumed[name], value), "training resumes to the bit", name)
+    yield "training resumes to the bit"
+
+
+def _after(trainer: Trainer, step: int) -> Trainer:
+    """The trainer after this step."""
+    for result in trainer.steps():
+        if result.step == step:
+            break
+    return trainer
 
 
 def _check_sampling(run: runs.Run, folder: Path) -> Iterator[str]:

@@ -42,7 +42,7 @@ class ImageConfig(Section):
 
     class_conditional: bool = Field(True, description="tell the network the class, where known")
     learned_variance: bool = Field(False, description="a second output: the reverse variance")
-    channels: Positive = Field(32, description="width of the U-Net's first level")
+    channels: Positive = Field(64, description="width of the U-Net's first level")
     channel_multipliers: tuple[Positive, ...] = Field(
         (1, 2), min_length=1, description="width of each level; every further level halves H and W"
     )
@@ -50,7 +50,7 @@ class ImageConfig(Section):
     attention_levels: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (1,), description="levels with self-attention, 0 is the finest"
     )
-    head_channels: Positive = Field(32, description="width of an attention head")
+    head_channels: Positive = Field(64, description="width of an attention head")
     norm_groups: Positive = Field(32, description="most groups of a group normalization")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the residual blocks")
 
@@ -69,11 +69,12 @@ class ImageModality(Modality):
             "times": {"name": "log_normal", "mean": -0.4, "std": 1.0},
         },
         "train": {
-            "steps": 1600,
+            "steps": 1200,
             "batch_size": 64,
             "lr": 8e-3,
             "lr_decay": "cosine",
-            "ema_half_life_steps": 50,
+            "ema_half_life_steps": 250,
+            "ema_warmup": 0.2,
             "sample_every_steps": 400,
             "checkpoint_every_steps": 400,
         },

@@ -99,9 +99,7 @@ def speak(text: str, voice: str, pitch: int = 50, rate: int = 160) -> Spoken:
         library.espeak_SetParameter(_PITCH, pitch, 0)
         library.espeak_SetParameter(_RATE, rate, 0)
         library.espeak_SetSynthCallback(callback)
-        status = library.espeak_Synth(
-            said, len(said), 0, _BY_CHARACTER, 0, _UTF8, None, None
-        )
+        status = library.espeak_Synth(said, len(said), 0, _BY_CHARACTER, 0, _UTF8, None, None)
     if status or not chunks:
         raise DataError(f"eSpeak NG cannot speak {text!r} (status {status}): change the text")
     wave = np.concatenate(chunks).astype(np.float32) / np.float32(32768)
