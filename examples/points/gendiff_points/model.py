@@ -13,18 +13,20 @@ from gendiff.noise import derive_seed
 from gendiff.spaces import Batch, Cond, Space
 
 TRAINING = 1437  # of 1797; the same division as the image package's
-INK = 6  # of 16: a cell this dark is a point
+INK = 8  # of a cell's 16 at most: what makes a point
 
 
 class Data(torch.utils.data.Dataset[Any]):
-    """A point for each dark cell of an 8x8 picture, anywhere in it: (2, N) in [-1, 1]."""
+    """Points where an 8x8 picture has ink, up to two a cell: (2, N) in [-1, 1]."""
 
     def __init__(self, split: str) -> None:
         pictures = load_digits()
         chosen = slice(TRAINING) if split == "train" else slice(TRAINING, None)
         self.digits = pictures.target[chosen].tolist()
-        dark = torch.from_numpy(pictures.images[chosen]) >= INK
-        self.cells = [one.nonzero() for one in dark]  # (N, 2): row, column
+        points = (torch.from_numpy(pictures.images[chosen]) / INK).round().long()
+        self.cells = [  # (N, 2): row, column
+            one.nonzero().repeat_interleave(one[one > 0], 0) for one in points
+        ]
 
     def __len__(self) -> int:
         return len(self.digits)
@@ -33,7 +35,7 @@ class Data(torch.utils.data.Dataset[Any]):
         index, seed = key
         row, column = self.cells[index].T
         generator = torch.Generator().manual_seed(derive_seed("within", index, seed))
-        within = torch.rand(2, len(row), generator=generator)
+        within = 0.25 + 0.5 * torch.rand(2, len(row), generator=generator)
         points = torch.stack([column, 7 - row]) + within
         return points / 4 - 1, self.digits[index]
 
