@@ -169,7 +169,8 @@ def compare(size: str, threads: int, args: argparse.Namespace) -> list[dict[str,
     for name, side in sides.items():
         side.close()
         row = {"size": size, "threads": threads, "side": name, **side.facts}
-        ratios = [ours / one for ours, one in zip(sides[SIDES[1]].costs["cpu"], side.costs["cpu"])]
+        peer = sides["grad-tts"].costs["cpu"]
+        ratios = [theirs / own for theirs, own in zip(peer, side.costs["cpu"], strict=True)]
         row["faster_than_grad_tts"] = statistics.median(ratios)
         for clock, values in side.costs.items():
             row[f"{clock}_ms"] = {

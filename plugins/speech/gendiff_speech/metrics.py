@@ -468,9 +468,7 @@ def _pitch(
     if floor is not None:
         about += f"; floor: {floor[1]} other held-out recordings"
     measures = [
-        Measure(
-            "voicing_error", voicing, "lower", least[1], f"frames voiced in one only; {about}"
-        )
+        Measure("voicing_error", voicing, "lower", least[1], f"frames voiced in one only; {about}")
     ]
     if math.isfinite(rmse):
         note = f"cents, over frames voiced in both; {about}"
