@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--infilled", type=int, default=100, help="recordings with a new middle")
     parser.add_argument("--vary", nargs="*", type=float, default=[1.0, 4.0])
     parser.add_argument("--translate", nargs="*", type=float, default=[4.0, 20.0, 80.0])
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--out", type=Path, help="write the figures here, as JSON")
     args = parser.parse_args()
     torch.set_num_threads(1)
