@@ -211,12 +211,20 @@ def sample(folder: Path, count: int | None, **options: Any) -> None:
 @click.argument("source", metavar="FILE", type=click.Path(path_type=Path))
 @click.option("--keep", help="What of the file stays, in the modality's words; the rest is made.")
 @click.option("--noise", type=float, help="Vary: noise on the file first, as sigma / alpha.")
+@click.option(
+    "--from",
+    "origins",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Translate: what the file is now, as --cond says what it is to be.",
+)
 def edit(folder: Path, count: int | None, **options: Any) -> None:
-    """Make samples of a file: keep a part and make the rest, or vary all of it.
+    """Make samples of a file: keep a part and make the rest, vary all of it, or translate it.
 
     \b
     gendiff edit RUN FILE --keep PART        inpainting
     gendiff edit RUN FILE --noise 0.5        variations, the wilder the more noise
+    gendiff edit RUN FILE --noise 20 --from NAME=OLD --cond NAME=NEW
     """
     _make_samples(folder, count or 16, options)
 
@@ -233,6 +241,7 @@ def _make_samples(folder: Path, count: int, options: dict[str, Any]) -> None:
         options.get("source"),
         options.get("keep"),
         options.get("noise"),
+        _pairs(options.get("origins", ())),
     )
     seed, out = options["seed"], options["out"]
     name = f"seed-{seed}" if wish.source is None else f"{wish.source.stem}-seed-{seed}"

@@ -15,6 +15,16 @@ decided too early (as Lugmayr et al., 2022, "RePaint", https://arxiv.org/abs/220
 
 *Vary.* Noise of a chosen level is added to x and taken away by the model (Meng et al., 2022,
 "SDEdit", https://arxiv.org/abs/2108.01073): little noise keeps much, much noise keeps little.
+
+*Translate.* Where the file's own condition is known as well as the one asked for, the model says
+what the change of condition does, and that is done to x:
+
+.. math:: \hat x' = \hat x(x_t \mid wanted) + x - \hat x(\alpha x + \sigma z \mid own),
+
+with the one noise z that x was given at the start (Kulikov et al., 2024, "FlowEdit",
+https://arxiv.org/abs/2412.08629, eq. 11 for every process, at one z for their mean over many).
+What the model does not explain of x by its own condition is kept: unlike by variation, much noise
+may be given, and a file that is translated to its own condition comes back as it was.
 """
 
 from __future__ import annotations
@@ -83,6 +93,36 @@ class Kept:
 def _ratio(a: Tensor, b: Tensor) -> Tensor:
     """a / b, and 0 where b is: there is nothing left to solve, or no direction to solve it in."""
     return torch.where(b > 0, a / b, 0)
+
+
+@dataclass(frozen=True)
+class Translated:
+    """A denoiser that changes what a change of condition changes; see the module.
+
+    It belongs to samples that set out from ``alpha x + sigma z`` and get no other noise.
+
+    Args:
+        wanted: The model under the condition asked for, guided or not.
+        own: The model under the condition that x has.
+        space: The batch's space.
+        schedule: The schedule that the samples are drawn under.
+        x: Data, of the batch's shape.
+        z: Unit noise, of the batch's shape.
+    """
+
+    wanted: DenoiserFn
+    own: DenoiserFn
+    space: Space
+    schedule: Schedule
+    x: Tensor
+    z: Tensor
+
+    def __call__(self, x_t: Tensor, t: float | Tensor) -> Tensor:
+        """The estimate, with the model's error on x taken off."""
+        time = torch.as_tensor(t, dtype=torch.float64).expand(self.space.batch_size)
+        alpha, sigma = (self.space.expand(v.to(self.x)) for v in self.schedule(time))
+        error = self.own(alpha * self.x + sigma * self.z, t) - self.x
+        return self.wanted(x_t, t) - error
 
 
 def time_of_noise(schedule: Schedule, noise: float) -> float:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from gendiff import checkpoint, config, console, ema, runs
 from gendiff.config import SampleConfig
 from gendiff.denoiser import Denoiser
-from gendiff.editing import Kept, time_of_noise
+from gendiff.editing import Kept, Translated, time_of_noise
 from gendiff.errors import CheckpointError, ConfigError, SamplingError
 from gendiff.guidance import autoguidance, classifier_free
 from gendiff.modality import Given, Property, Request
@@ -45,6 +45,7 @@ class Wish:
         keep: What of the file is kept, in the modality's words.
         noise: How much noise the file gets, as sigma / alpha; None: its part that is not kept
             is made from nothing.
+        origin: What the file is, as ``cond`` says it: it is translated from this to ``cond``.
     """
 
     cond: Mapping[str, Any] = field(default_factory=dict)
@@ -52,10 +53,13 @@ class Wish:
     source: Path | None = None
     keep: str | None = None
     noise: float | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.source is not None and self.keep is None and self.noise is None:
             raise ConfigError("edit: say what to keep (--keep) or how much to change (--noise)")
+        if self.origin and self.noise is None:
+            raise ConfigError("edit: --from needs the noise through which it goes. Add --noise 20")
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,8 @@ class Model:
         schedule = self.denoiser.schedule
         table = make_table(settings.sampler, schedule, self.times(settings, wish))
         stages = [stage for step in table for stage in step.stages]
-        return sum(settings.guidance.calls(schedule, stage.t) for stage in stages)
+        own = len(stages) if wish.origin else 0
+        return own + sum(settings.guidance.calls(schedule, stage.t) for stage in stages)
 
     def trajectories(
         self, ids: Sequence[int], settings: SampleConfig, seed: int, wish: Wish
@@ -149,10 +154,16 @@ class Model:
         for name, target in wish.toward.items():
             found = self.property(name)
             denoiser = Matched(denoiser, space, schedule, found.function, target, found.tolerance)
-        if given.mask is not None:
-            denoiser = Kept(denoiser, space, schedule, given.batch.x, given.mask)
         times = self.times(settings, wish)
         streams = Streams(seed, tuple(ids), self.device)
+        if wish.origin:
+            self._check_deterministic(settings, times)
+            own = self._given(Request(ids, seed, wish.origin), wish).batch
+            named = self.denoiser.bind(space, own.cond)
+            z = space.noise(streams, 0)  # that of start()
+            denoiser = Translated(denoiser, named, space, schedule, given.batch.x, z)
+        if given.mask is not None:
+            denoiser = Kept(denoiser, space, schedule, given.batch.x, given.mask)
         x = None
         if wish.source is not None:
             x = start(space, schedule, times[0], streams, self._first_estimate(given, wish))
@@ -162,6 +173,15 @@ class Model:
         with context:
             for state in states(denoiser, space, schedule, settings.sampler, times, streams, x):
                 yield Batch(state.x, space, cond), state
+
+    def _check_deterministic(self, settings: SampleConfig, times: list[float]) -> None:
+        table = make_table(settings.sampler, self.denoiser.schedule, times)
+        stages = [stage for step in table for stage in step.stages]
+        if any(step.renoise for step in table) or any(s.c or s.variance for s in stages):
+            raise SamplingError(
+                "--from: this sampler adds noise on the way, which the file did not get. Use one "
+                "that does not, as dpm++2m, heun or ddim"
+            )
 
     def _given(self, request: Request, wish: Wish) -> Given:
         """The samples' space and conditions, and what a file says of them."""
@@ -244,6 +264,7 @@ class Model:
         source: str | Path | None = None,
         keep: str | None = None,
         noise: float | None = None,
+        origin: Mapping[str, Any] | None = None,
     ) -> Batch:
         """Draws samples, from nothing or from a file.
 
@@ -252,7 +273,7 @@ class Model:
             steps, sampler, grid, guidance, batch_size: In place of the run's settings.
             seed: The seed; sample i is a function of (model, seed, i).
             ids: Which samples, in place of the first n.
-            cond, toward, source, keep, noise: What to sample; see :class:`Wish`.
+            cond, toward, source, keep, noise, origin: What to sample; see :class:`Wish`.
 
         Returns:
             A batch; ``.x`` is the tensor.
@@ -268,7 +289,7 @@ class Model:
         if not chosen:
             raise ConfigError("n: at least 1 sample is needed, got 0")
         path = None if source is None else Path(source)
-        wish = Wish(cond or {}, toward or {}, path, keep, noise)
+        wish = Wish(cond or {}, toward or {}, path, keep, noise, origin or {})
         return join(list(self.batches(chosen, settings, seed, wish)))
 
 

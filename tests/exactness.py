@@ -18,7 +18,7 @@ from oracle_tools import exponential_moment, normal
 
 MODULES = (
     "schedules", "denoiser", "multistep", "objective", "samplers", "singlestep", "spaces",
-    "likelihood", "guidance", "ema",
+    "likelihood", "guidance", "ema", "editing",
 )  # fmt: skip
 
 
@@ -740,6 +740,32 @@ def power_average(e: SimpleNamespace) -> None:
     near(average.module.weight, [[sum(parts)]], 1e-12)
 
 
+def translation(g: SimpleNamespace) -> None:
+    """FlowEdit's eq. 11 in y = x_t / alpha: dx'/dk = the difference of the fields at x' + k z and
+    x + k z, k = sigma / alpha, each field being (y - x_hat) / k."""
+    space, k = g.spaces.Dense((2, 3)), 0.7
+    x, z, edited = (normal(2, 3, seed=i) for i in (1, 2, 3))
+    for schedule in (g.schedules.VPLinear(), g.schedules.EDM()):
+        t = g.editing.time_of_noise(schedule, k)
+        alpha, sigma, _ = schedule.level(t)
+        near(sigma / alpha, k, 1e-6)
+
+        def wanted(y: Any) -> Any:
+            return torch.tanh(2 * y)
+
+        def own(y: Any) -> Any:
+            return torch.sin(y) - 0.3
+
+        model = g.editing.Translated(
+            lambda x_t, t, a=alpha: wanted(x_t / a),
+            lambda x_t, t, a=alpha: own(x_t / a),
+            space, schedule, x, z,
+        )  # fmt: skip
+        y, y_own = edited + k * z, x + k * z
+        slope = (y - wanted(y)) / k - (y_own - own(y_own)) / k
+        near((y - model(alpha * y, t)) / k - z, slope, 1e-6)
+
+
 CHECKS: tuple[Callable[[SimpleNamespace], None], ...] = (
     chains,
     power_average,
@@ -768,4 +794,5 @@ CHECKS: tuple[Callable[[SimpleNamespace], None], ...] = (
     bins,
     trace,
     ode,
+    translation,
 )

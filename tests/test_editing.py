@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import exactness
 import pytest
 import torch
 from exactness import near
@@ -12,14 +13,15 @@ from oracle_tools import SCHEDULES, SPACES, normal, streams
 from torch import Tensor
 
 from gendiff import config, runs
-from gendiff.editing import Kept, time_of_noise
+from gendiff.editing import Kept, Translated, time_of_noise
 from gendiff.errors import ConfigError, SamplingError
 from gendiff.generate import Model, Wish
 from gendiff.grids import Karras
+from gendiff.multistep import DPMSolverPP2M
 from gendiff.noise import StepNoise
 from gendiff.samplers import sample, start, states
 from gendiff.schedules import EDM, Parts, Schedule, VPLinear
-from gendiff.singlestep import DDIM, DDPM, Euler
+from gendiff.singlestep import DDIM, DDPM, Euler, Heun
 from gendiff.spaces import Dense, Masked, Ragged, Space
 from gendiff.testing import Gaussian, ToyModality
 from gendiff.train import Trainer
@@ -143,6 +145,44 @@ def test_a_bad_jacobian_moves_the_rest_by_no_more_than_the_known_was_wrong() -> 
     assert (rest > 0.1 * wrong).any()  # the limit is at work
 
 
+def test_translation_formula() -> None:
+    exactness.translation(exactness.engine())
+
+
+@exact
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES.keys())
+def test_translation_between_gaussians(space: Space, schedule: Schedule) -> None:
+    r"""x moves by the difference of the means, but for what noise of K leaves of it:
+    :math:`x' = x + (\mu' - \mu)(1 - \sqrt{v / (v + K^2)})`, whatever z is."""
+    v, K = 0.4, 5.0
+    x, mean, other = (space.project(normal(*space.shape, seed=i)) for i in (1, 2, 3))
+    own, wanted = (Gaussian(schedule, space, m, v) for m in (mean, other))
+    times = Karras(sigma_min=0.01).times(schedule, 48, time_of_noise(schedule, K))
+    noise = streams(space)
+    z = space.noise(noise, 0)
+    model = Translated(wanted, own, space, schedule, x, z)
+    first = start(space, schedule, times[0], noise, x)
+    found = sample(model, space, schedule, Heun(), times, noise, first)
+    near(found, x + (other - mean) * (1 - (v / (v + K**2)) ** 0.5), 3e-3)
+
+
+@exact
+@pytest.mark.parametrize("sampler", [DDIM(), Heun(), DPMSolverPP2M()], ids=str)
+def test_translated_to_what_it_is_a_file_comes_back(sampler: DDIM | Heun | DPMSolverPP2M) -> None:
+    """In a few steps, under a network that is no denoiser at all."""
+    space, schedule = SPACES["masked"], EDM(sigma_max=5)
+
+    def network(x_t: Tensor, t: float | Tensor) -> Tensor:
+        return space.project(torch.sin(x_t))
+
+    x, noise = space.project(normal(*space.shape, seed=1)), streams(space)
+    model = Translated(network, network, space, schedule, x, space.noise(noise, 0))
+    times = Karras().times(schedule, 5)
+    first = start(space, schedule, 1.0, noise, x)
+    near(sample(model, space, schedule, sampler, times, noise, first), x, 1e-10)
+
+
 def test_time_of_noise() -> None:
     for schedule in (EDM(sigma_max=5), VPLinear()):
         level = schedule.level(time_of_noise(schedule, 0.7))
@@ -194,6 +234,25 @@ def test_a_kept_part_stays(model: Model, tmp_path: Path) -> None:
     assert float((batch.x - given.batch.x)[free].abs().max()) > 0.01
 
 
+def test_a_file_is_translated_to_another_class(model: Model, tmp_path: Path) -> None:
+    """The columns that are not centred move by the classes' distance, 2, and nothing else does."""
+    (path,) = _written(model, tmp_path)
+    for label, level in ((2, 0.0), (0, -2.0)):
+        batch = model.sample(4, source=path, noise=20, cond={"label": label}, origin={"label": 2})
+        given = model.run.modality.given(
+            model.run.section, model.run.facts, path, None, _request(model, 4)
+        )
+        moved = batch.x - given.batch.x
+        assert float(moved[:, 3].mean()) == pytest.approx(level, abs=0.5 * bool(level) + 1e-5)
+    wish = Wish(source=path, noise=20, origin={"label": 2})
+    settings = model.settings()
+    assert model.calls(settings, wish) == 2 * model.calls(settings, Wish(source=path, noise=20))
+    with pytest.raises(SamplingError, match="this sampler adds noise"):
+        model.sample(
+            1, source=path, noise=20, origin={"label": 2}, sampler={"name": "euler", "churn": 4}
+        )
+
+
 def test_steered_samples_are_where_they_were_asked_to_be(model: Model) -> None:
     """The last column is N(label - 1, 0.04) of rows; its mean is asked to be 0.3 higher."""
     found = model.property("level")
@@ -215,6 +274,8 @@ def test_a_sample_of_a_file_is_the_same_in_any_company(model: Model, tmp_path: P
 def test_what_does_not_go_together() -> None:
     with pytest.raises(ConfigError, match="--keep"):
         Wish(source=Path("x"))
+    with pytest.raises(ConfigError, match="--from needs the noise"):
+        Wish(source=Path("x"), keep="2", origin={"label": 1})
 
 
 def _written(model: Model, folder: Path) -> list[Path]:

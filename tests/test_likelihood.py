@@ -12,12 +12,17 @@ import torch
 from oracle_tools import SCHEDULES, SPACES, Columns, normal, parts_of, streams
 from torch import Tensor
 
+from gendiff.denoiser import Denoiser
 from gendiff.errors import SamplingError
 from gendiff.grids import LogSNR, UniformTime
 from gendiff.likelihood import Bins, _probes, ode_log_likelihood, variational_bound
+from gendiff.modality import Request
+from gendiff.noise import Streams
+from gendiff.samplers import sample
 from gendiff.schedules import EDM, Cosine, Parts, Schedule
+from gendiff.singlestep import DDIM
 from gendiff.spaces import Batch, Dense, Masked, Ragged, Space
-from gendiff.testing import Gaussian, Mixture, slope
+from gendiff.testing import Gaussian, Mixture, ToyModality, slope
 
 VARIANCE = 0.3
 ENTROPY = (1 + math.log(2 * math.pi * VARIANCE)) / 2  # nats/dim
@@ -186,6 +191,41 @@ def test_padding_changes_nothing() -> None:
     a = variational_bound(model, batch, Cosine(), times, streams(short)).nats
     b = variational_bound(wide, Batch(pad(batch.x), long), Cosine(), times, streams(long)).nats
     torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_padding_changes_nothing_of_a_network() -> None:
+    """The toy modality's: its samples and their likelihood, in other company and more padding."""
+    modality = ToyModality()
+    section = modality.Config(kind="masked")  # type: ignore[call-arg]
+    torch.manual_seed(0)
+    network = modality.backbone(section, {}).double()
+    request = Request(range(5), 3)
+    space, cond = modality.templates(section, {}, request)
+    assert isinstance(space, Masked)
+    assert cond is not None
+    schedule = EDM(sigma_max=5)
+    times = UniformTime().times(schedule, 6)
+    found = []
+    for ids, more in ((range(5), 0), (range(5), 9), ([3, 1], 2)):
+        rows = list(ids)
+        part = Masked(space.lengths[rows], space.channels, int(space.lengths.max()) + more)
+        told = cond.select(rows)
+        model = Denoiser(network, schedule, "edm", 1.0, "log_snr", ()).bind(part, told)
+        noise = Streams(3, tuple(rows), dtype=torch.float64)
+        x = sample(model, part, schedule, DDIM(1.0), times, noise)
+        with_probes = ode_log_likelihood(
+            model, Batch(x, part, told), schedule, steps=3, probes="sphere", noise=noise
+        )
+        exact = ode_log_likelihood(model, Batch(x, part, told), schedule, steps=3)
+        assert x.shape[2] == part.frames
+        found.append(
+            [(part.select([i], x)[1], with_probes[i], exact[i]) for i in range(len(rows))]
+        )
+    whole, padded, few = found
+    for one, other in [*zip(whole, padded, strict=True), (whole[3], few[0]), (whole[1], few[1])]:
+        for a, b in zip(one, other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    assert abs(whole[0][2] - whole[1][2]) > 0.1
 
 
 # --- the bound ---------------------------------------------------------------------------------

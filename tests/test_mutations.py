@@ -17,7 +17,7 @@ import gendiff
 PARTS = (
     "errors", "noise", "levels", "chains", "schedules", "spaces", "denoiser", "grids",
     "tables", "singlestep", "multistep", "samplers", "objective", "likelihood", "guidance",
-    "ema",
+    "ema", "steering", "editing",
 )  # fmt: skip
 MUTATIONS = [
     ("ema", "(1 - 1 / step) ** (self.gamma + 1)", "(1 - 1 / step) ** self.gamma"),
@@ -130,6 +130,10 @@ MUTATIONS = [
     ("guidance", "1 + self.rescale * (ratio - 1)", "ratio"),
     ("guidance", "least <= schedule.level(t)", "schedule.level(t)"),
     ("guidance", "(log_snr < most)", "(log_snr > most)"),
+    ("editing", "alpha * self.x + sigma * self.z", "self.x + sigma * self.z"),
+    ("editing", "sigma * self.z, t) - self.x", "sigma * self.z, t) + self.x"),
+    ("editing", "(x_t, t) - error", "(x_t, t) + error"),
+    ("editing", "-2 * math.log(noise)", "-math.log(noise)"),
     ("chains", "q / 2 - q**2 / 12", "q**2 / 12"),
     ("chains", "q / 2 - q**2 / 12", "q / 2 + q**2 / 12"),
     ("chains", "- h * (a - b) / 2", "+ h * (a - b) / 2"),

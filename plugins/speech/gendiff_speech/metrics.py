@@ -21,8 +21,17 @@ with cepstra :math:`c` and :math:`c'`, averaged over the path of dynamic time wa
 where the log mel band n of N is :math:`c_0 + \sum_d c_d \cos(\pi d (n + 1/2) / N)`. It is the
 root-mean-square difference in dB of the two smoothed spectra, without their overall level.
 
-Pitch is not judged: a mel-spectrogram of 64 to 100 bands does not resolve it well enough. Nor are
-naturalness and intelligibility to people, for which there is no substitute for listeners.
+The fundamental frequency is that of the sound which Griffin-Lim makes of a mel, of samples and
+recordings alike, by pYIN (Mauch & Dixon, 2014, https://doi.org/10.1109/ICASSP.2014.6853678;
+librosa's), frame by frame of the mel. Over the frames that the same time warping lays side by side
+and that are voiced in both,
+
+.. math:: \text{RMSE} = \sqrt{\text{mean}\,(1200 \log_2 (f / f'))^2} \ \text{cents},
+
+and the voicing error is the share of the frames of which one is voiced and the other is not. What
+the way through mel and Griffin-Lim costs is told in :func:`fundamental`.
+
+Naturalness and intelligibility to people are not judged: there is no substitute for listeners.
 Everything runs on the CPU and is a function of the data and the seed.
 """
 
@@ -46,8 +55,8 @@ _LIMIT = 1000  # recordings of a split that are looked at, evenly spaced if it h
 _DRAWS = 8  # sets of training recordings, over which the Fréchet distance's floor is averaged
 _CEPSTRA = 13
 _CELLS = 1 << 24  # pairs of frames that are compared at once
-_RESYNTHESISED = 60  # recordings that go through Griffin-Lim
-_SHORTEST = 4  # frames of a recording that does
+_RESYNTHESISED = 60  # of samples or recordings that go through Griffin-Lim
+_SHORTEST = 4  # frames of one that does
 
 
 def measure(
@@ -66,10 +75,37 @@ def measure(
     Returns:
         The figures; none if there are fewer than two samples or four held-out recordings.
     """
-    made = _samples(samples)
-    test, real = (_recordings(config, facts, split) for split in ("test", "train"))
+    made, real = _samples(samples), _recordings(config, facts, "train")
+    test = _recordings(config, facts, "test")
     if len(made) < 2 or len(test) < 4 or len(real) < 2:
         return []
+    texts = len(facts["texts"])
+    network, told, reference = _listener(facts, test, cache, seed)
+    like = real.select(_stand_ins(real, made, generator("like", seed)))
+    measures = [] if network is None else _accuracies(network, told, reference, like, made)
+    measures.append(_frechet(network, facts, reference, real, made, seed))
+    # Where texts are not repeated no half can stand in for the other, so all are the reference.
+    references, stand_in = (reference, told) if texts else (test, None)
+    measures += _distortion(facts, references, stand_in, like, made)
+    measures += _pitch(facts, references, stand_in, made)
+    if network is not None and network.text is not None:
+        measures += _ceiling(network, facts, reference)
+    return measures
+
+
+def listener(
+    config: Any, facts: Mapping[str, Any], cache: Path, seed: int
+) -> tuple[Recogniser | None, Recordings, Recordings]:
+    """The recogniser, the held-out recordings that it heard, and those that it did not.
+
+    There is no recogniser of data with one speaker and no texts that repeat.
+    """
+    return _listener(facts, _recordings(config, facts, "test"), cache, seed)
+
+
+def _listener(
+    facts: Mapping[str, Any], test: Recordings, cache: Path, seed: int
+) -> tuple[Recogniser | None, Recordings, Recordings]:
     texts, speakers = len(facts["texts"]), len(facts["speakers"])
     keys = _keys(test) if texts else test.speaker.tolist()
     told, reference = (test.select(ids) for ids in _halves(keys))
@@ -77,15 +113,7 @@ def measure(
     network = None
     if max(heads) > 1:
         network = recogniser(cache, str(facts["digest"]), told, heads[0], heads[1], seed)
-    like = real.select(_stand_ins(real, made, generator("like", seed)))
-    measures = [] if network is None else _accuracies(network, told, reference, like, made)
-    measures.append(_frechet(network, facts, reference, real, made, seed))
-    # Where texts are not repeated no half can stand in for the other, so all are the reference.
-    references, stand_in = (reference, told) if texts else (test, None)
-    measures += _distortion(facts, references, stand_in, like, made)
-    if network is not None and network.text is not None:
-        measures += _ceiling(network, facts, reference)
-    return measures
+    return network, told, reference
 
 
 def _samples(batch: Batch) -> Recordings:
@@ -280,19 +308,32 @@ def mel_cepstral_distortion(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
     found = []
     longest = max(mel.shape[1] for mel in (*a, *b))
     size = max(1, _CELLS // longest**2)
-    scale = 10 * math.sqrt(2) / math.log(10)
     for start in range(0, len(a), size):
-        x, rows = pad([cepstra(mel) for mel in a[start : start + size]])
-        y, columns = pad([cepstra(mel) for mel in b[start : start + size]])
-        # The product form of cdist would not give 0 for equal frames.
-        exact = "donot_use_mm_for_euclid_dist"
-        cost = scale * torch.cdist(x.transpose(1, 2), y.transpose(1, 2), compute_mode=exact)
-        found.append(time_warp(cost, rows, columns))
+        found.append(time_warp(*_frame_costs(a[start : start + size], b[start : start + size])))
     return torch.cat(found)
 
 
+def _frame_costs(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Distortion of every frame of a's with every one of b's, (P, T, U), and the lengths (P,)."""
+    x, rows = pad([cepstra(mel) for mel in a])
+    y, columns = pad([cepstra(mel) for mel in b])
+    scale = 10 * math.sqrt(2) / math.log(10)
+    # The product form of cdist would not give 0 for equal frames.
+    exact = "donot_use_mm_for_euclid_dist"
+    cost = scale * torch.cdist(x.transpose(1, 2), y.transpose(1, 2), compute_mode=exact)
+    return cost, rows, columns
+
+
 def time_warp(cost: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Mean cost along the path of least total cost through each matrix.
+    """Mean cost (P,) along the path of least total cost through each matrix; see below."""
+    total, cells = along_path(cost, torch.ones_like(cost)[:, None], rows, columns)
+    return total / cells[:, 0]
+
+
+def along_path(
+    cost: Tensor, values: Tensor, rows: Tensor, columns: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Sums along the path of least total cost through each matrix.
 
     Dynamic time warping with the steps (1, 1), (1, 0) and (0, 1) from the first corner to the
     last (Sakoe & Chiba, 1978, https://doi.org/10.1109/TASSP.1978.1163055), one antidiagonal of
@@ -300,40 +341,43 @@ def time_warp(cost: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
     Args:
         cost: Costs, (P, T, U), at least 0.
+        values: What else is summed, (P, K, T, U).
         rows: Valid rows of each matrix, (P,), at least 1.
         columns: Valid columns of each matrix, (P,), at least 1.
 
     Returns:
-        Mean costs, (P,).
+        The total costs, (P,), and the sums of the values, (P, K).
     """
     count, height, width = cost.shape
+    kinds = values.shape[1]
     i = torch.arange(height)
     last = rows + columns - 2
     total = cost.new_full((3, count, height), math.inf)  # of this antidiagonal and the two before
-    cells = cost.new_zeros(3, count, height)
-    found = cost.new_zeros(count)
+    sums = cost.new_zeros(3, count, kinds, height)
+    found, summed = cost.new_zeros(count), cost.new_zeros(count, kinds)
     for k in range(int(last.max()) + 1):
         now, before, earlier = k % 3, (k - 1) % 3, (k - 2) % 3
         j = k - i
         here = cost[:, i, j.clamp(0, width - 1)].masked_fill((j < 0) | (j >= width), math.inf)
         ways = (_down(total[earlier]), _down(total[before]), total[before])
-        steps = (_down(cells[earlier], 0), _down(cells[before], 0), cells[before])
-        best, length = ways[0], steps[0]
-        for way, step in zip(ways[1:], steps[1:], strict=True):
+        carried = (_down(sums[earlier], 0), _down(sums[before], 0), sums[before])
+        best, brought = ways[0], carried[0]
+        for way, carry in zip(ways[1:], carried[1:], strict=True):
             better = way < best
-            best, length = torch.where(better, way, best), torch.where(better, step, length)
+            best = torch.where(better, way, best)
+            brought = torch.where(better[:, None], carry, brought)
         if k == 0:
             best = torch.zeros_like(best).masked_fill(i > 0, math.inf)
-        total[now], cells[now] = best + here, length + 1
+        total[now], sums[now] = best + here, brought + values[:, :, i, j.clamp(0, width - 1)]
         done = (last == k).nonzero()[:, 0]
         end = rows[done] - 1
-        found[done] = total[now, done, end] / cells[now, done, end]
-    return found
+        found[done], summed[done] = total[now, done, end], sums[now, done, :, end]
+    return found, summed
 
 
 def _down(value: Tensor, fill: float = math.inf) -> Tensor:
-    """Moves (P, T) by one along T."""
-    return torch.nn.functional.pad(value[:, :-1], (1, 0), value=fill)
+    """Moves (P, *, T) by one along T."""
+    return torch.nn.functional.pad(value[..., :-1], (1, 0), value=fill)
 
 
 def _distortion(
@@ -345,9 +389,9 @@ def _distortion(
 ) -> list[Measure]:
     """Mel-cepstral distortion against the nearest reference; none if no sample has one."""
     with one_thread():
-        values = _nearest(facts, made, reference)
-        floors = None if stand_in is None else _nearest(facts, stand_in, reference)
-        known = _nearest(facts, like, reference)
+        values = _distances(_nearest(facts, made, reference))
+        floors = None if stand_in is None else _distances(_nearest(facts, stand_in, reference))
+        known = _distances(_nearest(facts, like, reference))
     if len(values) == 0:
         return []
     floor, what = None, "no floor, as no text is spoken twice"
@@ -364,18 +408,98 @@ def _distortion(
     return [Measure(name, float(values.mean()), "lower", floor, note)]
 
 
-def _nearest(facts: Mapping[str, Any], made: Recordings, reference: Recordings) -> Tensor:
-    """Distortion of each recording to the nearest reference, of those that have one."""
+def _distances(found: Mapping[int, tuple[float, int]]) -> Tensor:
+    return torch.tensor([distance for distance, _ in found.values()])
+
+
+def _nearest(
+    facts: Mapping[str, Any], made: Recordings, reference: Recordings
+) -> dict[int, tuple[float, int]]:
+    """Distortion to the nearest reference, and which that is, of the recordings that have one."""
     groups = _groups(_keys(reference))
     pairs = [(i, j) for i, key in enumerate(_keys(made)) for j in groups.get(key, ())]
     if not pairs:
-        return torch.empty(0)
+        return {}
     a = [_denormalised(made.mels[i], facts) for i, _ in pairs]
     b = [_denormalised(reference.mels[j], facts) for _, j in pairs]
-    owner = torch.tensor([i for i, _ in pairs])
-    least = torch.full((len(made),), math.inf)
-    least = least.scatter_reduce(0, owner, mel_cepstral_distortion(a, b), "amin")
-    return least[least.isfinite()]
+    found: dict[int, tuple[float, int]] = {}
+    for (i, j), distance in zip(pairs, mel_cepstral_distortion(a, b).tolist(), strict=True):
+        if i not in found or distance < found[i][0]:
+            found[i] = (distance, j)
+    return found
+
+
+def _pitch(
+    facts: Mapping[str, Any],
+    reference: Recordings,
+    stand_in: Recordings | None,
+    made: Recordings,
+) -> list[Measure]:
+    """F0's RMSE and the voicing error against the nearest reference; none without references."""
+    from gendiff_speech.mel import CONVENTIONS, griffin_lim
+    from gendiff_speech.pitch import fundamental
+
+    convention = CONVENTIONS[facts["convention"]]
+
+    def told(recordings: Recordings) -> tuple[tuple[float, float], int] | None:
+        usable = [i for i, mel in enumerate(recordings.mels) if mel.shape[1] >= _SHORTEST]
+        count = min(len(usable), _RESYNTHESISED)
+        some = recordings.select([usable[i * len(usable) // count] for i in range(count)])
+        pairs = [(i, j) for i, (_, j) in _nearest(facts, some, reference).items()]
+        if not pairs:
+            return None
+        mels = (
+            [_denormalised(some.mels[i], facts) for i, _ in pairs],
+            [_denormalised(reference.mels[j], facts) for _, j in pairs],
+        )
+        pitches = [[fundamental(griffin_lim(m, convention), convention) for m in s] for s in mels]
+        return pitch_difference(*mels, *pitches), len(pairs)
+
+    with one_thread():
+        found, floor = told(made), None if stand_in is None else told(stand_in)
+    if found is None:
+        return []
+    (rmse, voicing), count = found
+    least = (None, None) if floor is None else floor[0]
+    about = (
+        f"pYIN on Griffin-Lim's sound of {count} samples and of the nearest held-out recording of "
+        "the same text and speaker, time-warped"
+    )
+    if floor is not None:
+        about += f"; floor: {floor[1]} other held-out recordings"
+    measures = [
+        Measure("voicing_error", voicing, "lower", least[1], f"frames voiced in one only; {about}")
+    ]
+    if math.isfinite(rmse):
+        note = f"cents, over frames voiced in both; {about}"
+        floor_rmse = least[0] if least[0] is not None and math.isfinite(least[0]) else None
+        measures.insert(0, Measure("f0_rmse", rmse, "lower", floor_rmse, note))
+    return measures
+
+
+def pitch_difference(
+    a: Sequence[Tensor], b: Sequence[Tensor], f_a: Sequence[Tensor], f_b: Sequence[Tensor]
+) -> tuple[float, float]:
+    """F0's RMSE in cents and the voicing error of pairs of recordings; see the module.
+
+    Args:
+        a, b: Log mels (N, T_i) and (N, U_i), which are warped onto each other.
+        f_a, f_b: Their fundamental frequencies in Hz, (T_i,) and (U_i,), NaN where not voiced.
+
+    Returns:
+        Over the frames of all pairs; the RMSE is NaN if no frame is voiced in both.
+    """
+    sums = torch.zeros(4, dtype=torch.float64)
+    for one, other, f, g in zip(a, b, f_a, f_b, strict=True):
+        cents = 1200 * torch.log2(f[:, None] / g)
+        both = ~cents.isnan()
+        one_only = f.isnan()[:, None] != g.isnan()
+        square = torch.where(both, cents.square(), 0)
+        values = torch.stack([square, both.float(), one_only.float(), torch.ones_like(cents)])
+        cost, rows, columns = _frame_costs([one], [other])
+        sums += along_path(cost, values[None], rows, columns)[1][0].double()
+    square_sum, voiced, wrong, frames = sums.tolist()
+    return math.sqrt(square_sum / voiced) if voiced else math.nan, wrong / frames
 
 
 def _ceiling(

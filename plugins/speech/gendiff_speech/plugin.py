@@ -11,7 +11,7 @@ from pydantic import Field
 
 from gendiff import hookimpl
 from gendiff.errors import ConfigError
-from gendiff.modality import DataReport, Measure, Modality, Request, Section
+from gendiff.modality import DataReport, Given, Measure, Modality, Request, Section
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -149,6 +149,47 @@ class SpeechModality(Modality):
         space = Masked(lengths, facts["mels"], int(lengths.max()))
         return space, _cond(tokens, durations, speaker, text)
 
+    def given(
+        self,
+        config: SpeechConfig,
+        facts: Mapping[str, Any],
+        path: Path,
+        keep: str | None,
+        request: Request,
+    ) -> Given:
+        """A recording, whose tokens last as long as it does.
+
+        ``keep`` is spans of seconds: ``0-0.25,0.4-``. What it says and who speaks are ``text``
+        and ``speaker`` where they are asked for, as for voice conversion, and otherwise the
+        recording's own; see :func:`gendiff_speech.editing.labels`.
+        """
+        import torch
+
+        from gendiff.runs import cache_folder
+        from gendiff.spaces import Batch, Cond, Masked
+        from gendiff_speech import data, editing
+
+        values = dict(request.values)
+        if "speed" in values:
+            raise ConfigError("speed: an edited recording keeps its length. Leave speed out.")
+        wave, mel = editing.recording(facts, path)
+        if not {"text", "speaker"} <= values.keys():
+            values = editing.labels(config, facts, path, mel, cache_folder()) | values
+        count, frames = len(request.ids), mel.shape[1]
+        template = self.templates(config, facts, Request(request.ids, request.seed, values))[1]
+        assert template is not None
+        durations = editing.fitted(template["durations"], frames)
+        cond = Cond({**template.values, "durations": durations})
+        space = Masked(torch.full((count,), frames), facts["mels"], frames)
+        batch = Batch(mel.expand(space.shape), space, cond)
+        if keep is None:
+            return Given(batch)
+        kept = editing.kept_frames(keep, frames, data.convention(facts))
+        # For write(): the recording's own samples and frames, where they are kept.
+        cond.values["source"] = wave.expand(count, -1)
+        cond.values["kept"] = kept.expand(count, -1)
+        return Given(batch, kept.expand(space.shape))
+
     def write(
         self,
         config: SpeechConfig,
@@ -157,17 +198,27 @@ class SpeechModality(Modality):
         folder: Path,
         ids: Sequence[int],
     ) -> list[Path]:
-        """A WAV by Griffin-Lim (``00017.wav``) of each sample and its log mel (``00017.npy``)."""
-        import numpy as np
+        """A WAV by Griffin-Lim (``00017.wav``) of each sample and its log mel (``00017.npy``).
 
-        from gendiff_speech import audio, data
-        from gendiff_speech.mel import griffin_lim
+        Where a part of a recording was kept, the log mel there is the recording's to the bit, and
+        the WAV holds its samples; see :func:`gendiff_speech.editing.with_source`.
+        """
+        import numpy as np
+        import torch
+
+        from gendiff_speech import audio, data, editing
+        from gendiff_speech.mel import griffin_lim, log_mel
 
         convention = data.convention(facts)
+        values = {} if batch.cond is None else batch.cond.values
         paths = []
-        for sample, mel in zip(ids, _mels(facts, batch), strict=True):
+        for row, (sample, mel) in enumerate(zip(ids, _mels(facts, batch), strict=True)):
             path = folder / f"{sample:05d}.wav"
             wave = griffin_lim(mel, convention)
+            if "kept" in values:
+                kept, source = values["kept"][row].cpu(), values["source"][row].cpu()
+                mel = torch.where(kept, log_mel(source, convention), mel)
+                wave = editing.with_source(wave, source, kept, convention)
             paths.append(audio.write_wav(path, wave, convention.sample_rate_hz))
             np.save(path.with_suffix(".npy"), mel.numpy())
         return paths

@@ -13,13 +13,17 @@ from torch import Tensor
 from gendiff.modality import Measure
 from gendiff.spaces import Batch, Cond, Masked
 from gendiff_speech import metrics, recogniser
+from gendiff_speech.mel import CONVENTIONS, griffin_lim, log_mel
 from gendiff_speech.metrics import (
+    along_path,
     cepstra,
     frechet_distance,
     measure,
     mel_cepstral_distortion,
+    pitch_difference,
     time_warp,
 )
+from gendiff_speech.pitch import fundamental
 from gendiff_speech.recogniser import Recogniser, Recordings, augment, hear, pad
 
 MELS, TEXTS, SPEAKERS = 24, 4, 2
@@ -71,7 +75,8 @@ class Corpus:
     def measure(self, samples: Recordings, **facts: Any) -> Figures:
         self.patch.setattr(recogniser, "_STEPS", 60)
         self.patch.setattr(metrics, "_recordings", lambda *told: self.splits[told[2]])
-        self.patch.setattr(metrics, "_ceiling", lambda *_: [])  # these are no spectrograms
+        for name in ("_ceiling", "_pitch"):  # these are no spectrograms
+            self.patch.setattr(metrics, name, lambda *_: [])
         found = measure({**FACTS, **facts}, None, batch(samples), self.cache, 0)
         return {one.name: one for one in found}
 
@@ -292,6 +297,85 @@ def test_time_warp_is_the_textbook_one() -> None:
         for part, t, u in zip(cost, rows.tolist(), columns.tolist(), strict=True)
     ]
     assert time_warp(cost, rows, columns).tolist() == pytest.approx(wanted, rel=1e-12)
+
+
+def test_values_are_summed_along_the_least_cost_path() -> None:
+    """Of the path that librosa finds."""
+    librosa = pytest.importorskip("librosa")
+    gen = torch.Generator().manual_seed(2)
+    cost, values = torch.rand(2, 9, 12, generator=gen), torch.rand(2, 3, 9, 12, generator=gen)
+    rows, columns = torch.tensor([9, 5]), torch.tensor([12, 8])
+    total, sums = along_path(cost, values, rows, columns)
+    for k in range(2):
+        part = cost[k, : rows[k], : columns[k]]
+        table, path = librosa.sequence.dtw(C=part.numpy())
+        i, j = torch.tensor(path.tolist()).unbind(1)
+        assert total[k].item() == pytest.approx(table[-1, -1], rel=1e-5)
+        assert sums[k].tolist() == pytest.approx(values[k][:, i, j].sum(1).tolist(), rel=1e-5)
+
+
+def test_pitch_difference_of_a_transposed_voice() -> None:
+    """Every frame's own spectrum leads the path down the diagonal, or to where it is slower."""
+    mel = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    f = torch.tensor([100.0, 120, math.nan, 150, math.nan, 200])
+    whole_tone = f * 2 ** (2 / 12)
+    rmse, wrong = pitch_difference([mel], [mel], [f], [whole_tone])
+    assert rmse == pytest.approx(200, rel=1e-4)
+    assert wrong == 0
+    slow = torch.tensor([1, 3, 1, 2, 1, 1])
+    g = torch.tensor([100.0, 120, 90, 150, math.nan, math.nan]).repeat_interleave(slow)
+    rmse, wrong = pitch_difference([mel], [mel.repeat_interleave(slow, 1)], [f], [g])
+    assert rmse == 0
+    assert wrong == pytest.approx(2 / 9)
+    rmse, wrong = pitch_difference([mel], [mel], [f], [torch.full((6,), math.nan)])
+    assert math.isnan(rmse)
+    assert wrong == pytest.approx(4 / 6)
+
+
+def test_pitch_of_a_glide_survives_mel_and_griffin_lim() -> None:
+    """Harmonics of a fundamental that rises from 110 to 220 Hz, then hiss."""
+    convention, rate = CONVENTIONS["8khz"], 8000
+    hertz = 110 * 2 ** torch.linspace(0, 1, 40 * 128)
+    phase = 2 * math.pi * hertz.cumsum(0) / rate
+    voice = sum(torch.sin(k * phase) / k for k in range(1, 12)) * 0.1
+    hiss = 0.02 * torch.randn(20 * 128, generator=torch.Generator().manual_seed(0))
+    wave = torch.cat([voice, hiss])  # type: ignore[list-item]
+    truth = hertz.reshape(40, 128).mean(1)
+    for sound in (wave, griffin_lim(log_mel(wave, convention), convention)):
+        found = fundamental(sound, convention)
+        assert found.shape == (60,)
+        assert found[44:58].isnan().float().mean() > 0.7
+        cents = 1200 * torch.log2(found[2:38] / truth[2:38])
+        assert cents.abs().max() < 60
+
+
+def test_pitch_is_judged_against_other_recordings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A voice of 130 Hz: its like are at the floor, and one a fourth higher is 500 cents off."""
+    convention = CONVENTIONS["8khz"]
+
+    def voices(hertz: float, count: int, seed: int) -> Recordings:
+        gen = torch.Generator().manual_seed(seed)
+        mels = []
+        for _ in range(count):
+            frames = int(torch.randint(24, 32, (), generator=gen))
+            time = torch.arange(frames * 128) / 8000
+            pitch = hertz * (1 + 0.01 * torch.rand((), generator=gen))
+            wave = sum(torch.sin(2 * math.pi * k * pitch * time) / k for k in range(1, 12))
+            mels.append((log_mel(0.1 * wave, convention) + 4) / 2)  # type: ignore[arg-type]
+        zero = torch.zeros(count, dtype=torch.int64)
+        return Recordings(tuple(mels), ((1,),) * count, zero, zero)
+
+    facts = {**FACTS, "mels": 64, "mean": [-4.0] * 64, "std": [2.0] * 64}
+    reference, others = voices(130, 3, 0), voices(130, 3, 1)
+    for hertz, low, high in ((130, 0, 40), (130 * 2 ** (5 / 12), 470, 530)):
+        rmse, voicing = metrics._pitch(facts, reference, others, voices(hertz, 3, 2))
+        assert (rmse.name, voicing.name) == ("f0_rmse", "voicing_error")
+        assert low <= rmse.value < high
+        assert rmse.floor is not None
+        assert rmse.floor < 40
+        assert voicing.value < 0.2
+    unknown = Recordings(others.mels, ((2,),) * 3, others.text - 1, others.speaker)
+    assert metrics._pitch(facts, reference, None, unknown) == []
 
 
 def test_time_warp_has_librosas_total() -> None:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from gendiff.spaces import Cond, Masked
+from gendiff.denoiser import Denoiser
+from gendiff.grids import Karras
+from gendiff.likelihood import ode_log_likelihood
+from gendiff.noise import Streams
+from gendiff.samplers import sample
+from gendiff.schedules import EDM
+from gendiff.singlestep import DDIM
+from gendiff.spaces import Batch, Cond, Masked
 from gendiff_speech.network import MelNet, token_of_frame
 
 
@@ -44,6 +51,35 @@ def test_padding_and_neighbours_change_nothing() -> None:
     assert out[0, :, 11:].abs().max() == 0
     alone = net(x[1:, :, :7], noise[1:], cond().select([1]), Masked(lengths[1:], 8, 7))
     assert torch.allclose(out[1:, :, :7], alone, atol=1e-12)
+
+
+def test_samples_and_likelihood_do_not_know_of_padding_and_company() -> None:
+    """In single precision, as it is used: to 1e-5, per dimension for the likelihood."""
+    net, schedule = network().float(), EDM(sigma_max=20)
+    lengths, ids = torch.tensor([11, 7]), (4, 9)
+    times = Karras().times(schedule, 8)
+    found = []
+    for rows, frames in (([0, 1], 11), ([0, 1], 30), ([1], 7), ([1, 0], 16)):
+        space, told = Masked(lengths[rows], 8, frames), cond().select(rows)
+        model = Denoiser(net, schedule, "edm", 1.0, "log_snr", ()).bind(space, told)
+        noise = Streams(5, tuple(ids[row] for row in rows))
+        x = sample(model, space, schedule, DDIM(1.0), times, noise)
+        batch = Batch(x, space, told)
+        likely = ode_log_likelihood(model, batch, schedule, steps=2, probes="sphere", noise=noise)
+        per_dim = likely / space.dof()
+        found.append(
+            {
+                row: (x[at, :, : lengths[row]], per_dim[at], x[at, :, lengths[row] :])
+                for at, row in enumerate(rows)
+            }
+        )
+    for other in found[1:]:
+        for row, (x, likely, padding) in other.items():
+            assert (x - found[0][row][0]).abs().max() < 1e-5
+            assert (likely - found[0][row][1]).abs() < 1e-5
+            assert not padding.any()
+    assert found[0][0][0].std() > 0.3
+    assert (found[0][0][1] - found[0][1][1]).abs() > 1e-3
 
 
 def test_what_is_told_matters_and_what_is_hidden_does_not() -> None:
