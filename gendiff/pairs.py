@@ -65,7 +65,7 @@ def save(file: Path, batch: Batch, origin: str) -> None:
     assert batch.eps is not None
     tensors = {"x": batch.x, "eps": batch.eps}
     fields: dict[str, Any] = {"kind": type(batch.space).__name__}
-    for field in dataclasses.fields(batch.space):
+    for field in dataclasses.fields(batch.space):  # type: ignore[arg-type]
         value = getattr(batch.space, field.name)
         if not field.init:
             continue
