@@ -414,8 +414,8 @@ def _commented(
     for key, value in data.items():
         path = prefix + key
         note = f"  # {meaning[path]}" if meaning.get(path) else ""
-        if isinstance(value, dict) and path not in meaning:
-            yield f"{indent}{key}:"
+        if isinstance(value, dict) and any(known.startswith(f"{path}.") for known in meaning):
+            yield f"{indent}{key}:{note}"
             yield from _commented(value, meaning, path + ".", indent + "  ")
         else:
             text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False)
@@ -426,8 +426,10 @@ def help_lines(model: type[Section], prefix: str = "") -> Iterator[tuple[str, st
     """(dotted key, description) of every option."""
     for name, field in model.model_fields.items():
         annotation = field.annotation
-        if type(None) in get_args(annotation):  # a section that may be absent
-            (annotation,) = {*get_args(annotation)} - {type(None)}
+        inner = [a for a in get_args(annotation) if isinstance(a, type) and issubclass(a, Section)]
+        if inner:  # a section that may be absent
+            yield prefix + name, field.description or ""
+            annotation = inner[0]
         if isinstance(annotation, type) and issubclass(annotation, Section):
             yield from help_lines(annotation, f"{prefix}{name}.")
         else:

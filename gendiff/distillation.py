@@ -95,6 +95,11 @@ def prepare(folder: Path, files: Sequence[Path] = (), overrides: Sequence[str] =
     section = getattr(resolved, run.modality.name)
     student = run.modality.backbone(section, run.facts)
     generate.restore(student, teacher.network.state_dict(), path)
+    if resolved.diffusion.prediction == "eps":
+        console.warn(
+            "prediction eps says little of x near pure noise, where a student must know all of it "
+            "(Salimans & Ho, 2022, section 4). A teacher with edm, v, x or flow serves better"
+        )
     times = teacher.times(settings, Wish())
     if adds_noise(settings.sampler, teacher.denoiser.schedule, times):
         raise ConfigError(

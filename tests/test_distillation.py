@@ -293,6 +293,16 @@ def test_what_cannot_be_distilled_is_said(taught: runs.Run, tmp_path: Path) -> N
         next(train.Trainer(run).steps())
 
 
+def test_a_teacher_that_predicts_eps_is_warned_of(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = teacher_of(tmp_path, "diffusion.prediction=eps", "train.steps=1")
+    distillation.prepare(run.folder)
+    assert "prediction eps says little of x near pure noise" in " ".join(
+        capfd.readouterr().err.split()
+    )
+
+
 def test_the_command(taught: runs.Run, tmp_path: Path) -> None:
     from gendiff.cli import main
 
