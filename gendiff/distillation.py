@@ -75,7 +75,7 @@ def prepare(folder: Path, files: Sequence[Path] = (), overrides: Sequence[str] =
     """Loads a teacher and resolves its student's configuration.
 
     Raises:
-        ConfigError: A key is wrong, or the teacher's sampler is not deterministic.
+        ConfigError: A key is wrong or must be the teacher's, or its sampler is not deterministic.
         CheckpointError: The teacher has no such checkpoint, or its weights do not fit the student.
         RunError, PluginError: The teacher cannot be opened.
     """
@@ -90,6 +90,9 @@ def prepare(folder: Path, files: Sequence[Path] = (), overrides: Sequence[str] =
         raise ConfigError("distill: null leaves nothing to learn from. Leave the key out")
     if runs.folder_of(run.modality, resolved).resolve() == run.folder.resolve():
         raise ConfigError(f"name: '{resolved.name}' is the teacher's own. Give another")
+    for key in ("schedule", "prediction", "data_std", "noise_input"):
+        if getattr(resolved.diffusion, key) != getattr(run.config.diffusion, key):
+            raise ConfigError(f"diffusion.{key}: a student keeps its teacher's. Leave the key out")
     teacher = generate.load(folder, resolved.device, settings.checkpoint)
     path = checkpoint.at(run.checkpoints, settings.checkpoint)
     section = getattr(resolved, run.modality.name)

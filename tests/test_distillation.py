@@ -273,6 +273,8 @@ def test_what_cannot_be_distilled_is_said(taught: runs.Run, tmp_path: Path) -> N
     for wrong, error, message in (
         (["name=default"], ConfigError, "name: 'default' is the teacher's own"),
         (["distill.sampler=ddpm"], ConfigError, "distill.sampler: it adds noise"),
+        (["diffusion.schedule=flow"], ConfigError, "diffusion.schedule: a student keeps"),
+        (["diffusion.data_std=3"], ConfigError, "diffusion.data_std: a student keeps"),
         (["distill=null"], ConfigError, "nothing to learn from"),
         (["distill.pair=3"], ConfigError, "Did you mean 'distill.pairs'"),
         (["distill.checkpoint=3"], CheckpointError, "no checkpoint of step 3"),
