@@ -112,6 +112,16 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Path | None:
     return None
 
 
+def step_of(path: Path) -> int:
+    """The step of a checkpoint."""
+    return int(path.name.removeprefix("step-"))
+
+
+def fingerprint(path: Path) -> str:
+    """The SHA-256 of a whole checkpoint's averaged weights."""
+    return str(json.loads((path / MANIFEST).read_text())[WEIGHTS]["sha256"])
+
+
 def at(folder: Path, step: int) -> Path:
     """The checkpoint of a step.
 
@@ -120,7 +130,7 @@ def at(folder: Path, step: int) -> Path:
     """
     path = folder / f"step-{step:08d}"
     if not path.is_dir():
-        found = ", ".join(str(int(p.name.removeprefix("step-"))) for p in steps(folder))
+        found = ", ".join(str(step_of(p)) for p in steps(folder))
         raise CheckpointError(
             f"{folder} has no checkpoint of step {step}. It has {found or 'none'}; "
             "train.keep_checkpoints says how many stay"

@@ -108,6 +108,42 @@ def train(
             console.say(f"newest preview: {pictures[-1]}")
 
 
+@main.command()
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option(
+    "--config",
+    "files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A YAML file; may be given again, later ones win.",
+)
+@click.option("--accept-changes", is_flag=True, help="Resume although the configuration changed.")
+def distill(
+    folder: Path, overrides: tuple[str, ...], files: tuple[Path, ...], accept_changes: bool
+) -> None:
+    """Train a student of a run that samples in 1 to 4 network calls (reflow).
+
+    It is a run of its own, RUN-distilled, with its teacher's guidance built in; the same command
+    again goes on where it stopped.
+
+    \b
+    gendiff distill runs/NAME/default distill.pairs=20000 distill.guidance=2
+    gendiff sample runs/NAME/default-distilled --steps 1
+    """
+    from gendiff import console, distillation, runs
+
+    lesson = distillation.prepare(folder, files, overrides)
+    teacher = lesson.teacher.run
+    report = teacher.modality.prepare(getattr(lesson.config, teacher.modality.name))
+    console.say(f"data: {report.summary}")
+    for line in report.warnings:
+        console.warn(line)
+    run = runs.start(teacher.modality, lesson.config, teacher.facts, accept_changes)
+    if distillation.distill(lesson, run):
+        console.say(f"distilled: {run.folder}")
+
+
 def _sampling(function: Any) -> Any:
     for decorator in (
         click.argument("folder", metavar="RUN", type=click.Path(path_type=Path)),

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import yaml
 from pydantic import (
@@ -211,8 +211,8 @@ class TrainConfig(Section):
         return self
 
 
-class SampleConfig(Section):
-    """The defaults of sampling, for previews, ``sample`` and ``evaluate``."""
+class DrawConfig(Section):
+    """How samples are drawn."""
 
     sampler: Annotated[Any, *_named("sampler")] = _option("dpm++2m", "the method")
     grid: Annotated[Any, *_named("grid")] = _option("karras", "where its times lie")
@@ -221,7 +221,21 @@ class SampleConfig(Section):
         _option(1.0, "scale of guidance, 1 for none; or {scale, interval, rescale, …}")
     )
     batch_size: int = _option(64, "samples at a time", ge=1)
+
+
+class SampleConfig(DrawConfig):
+    """The defaults of sampling, for previews, ``sample`` and ``evaluate``."""
+
     preview: int = _option(64, "samples of a preview during training", ge=1)
+
+
+class DistillConfig(DrawConfig):
+    """Of a student: the run that it learns from, and how that draws the pairs to be learnt."""
+
+    grid: Annotated[Any, *_named("grid")] = _option("flow", "where its times lie")
+    teacher: str = Field(description="the teacher's run folder")
+    checkpoint: int = Field(description="the step of its weights", ge=0)
+    pairs: int = _option(10_000, "pairs of noise and the teacher's sample", ge=1)
 
 
 class RunConfig(Section):
@@ -235,12 +249,14 @@ class RunConfig(Section):
     diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     sample: SampleConfig = Field(default_factory=SampleConfig)
+    distill: DistillConfig | None = _option(None, "what a student learns from; null: the data")
 
 
 # These may differ when a run is resumed: they do not change what is computed.
 VOLATILE = (
     "out",
     "device",
+    "distill.teacher",
     "train.workers",
     "train.log_every_steps",
     "train.keep_checkpoints",
@@ -252,15 +268,20 @@ VOLATILE = (
 
 
 def resolve(
-    modality: Modality, files: Sequence[Path] = (), overrides: Sequence[str] = ()
+    modality: Modality,
+    files: Sequence[Path] = (),
+    overrides: Sequence[str] = (),
+    base: Mapping[str, Any] | None = None,
 ) -> RunConfig:
-    """The configuration of a run.
+    """The configuration of a run; ``base`` takes the place of the modality's defaults.
 
     Raises:
         ConfigError: A line for each problem, with the key, its source and a suggestion.
     """
     layers: list[tuple[str, dict[str, Any]]] = [
         (f"{modality.name} defaults", dict(modality.defaults))
+        if base is None
+        else ("the run that it is based on", dict(base))
     ]
     layers += [(str(path), read_yaml(path)) for path in files]
     layers += [("command line", parse_override(text)) for text in overrides]
@@ -393,8 +414,8 @@ def _commented(
     for key, value in data.items():
         path = prefix + key
         note = f"  # {meaning[path]}" if meaning.get(path) else ""
-        if isinstance(value, dict) and path not in meaning:
-            yield f"{indent}{key}:"
+        if isinstance(value, dict) and any(known.startswith(f"{path}.") for known in meaning):
+            yield f"{indent}{key}:{note}"
             yield from _commented(value, meaning, path + ".", indent + "  ")
         else:
             text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False)
@@ -405,6 +426,10 @@ def help_lines(model: type[Section], prefix: str = "") -> Iterator[tuple[str, st
     """(dotted key, description) of every option."""
     for name, field in model.model_fields.items():
         annotation = field.annotation
+        inner = [a for a in get_args(annotation) if isinstance(a, type) and issubclass(a, Section)]
+        if inner:  # a section that may be absent
+            yield prefix + name, field.description or ""
+            annotation = inner[0]
         if isinstance(annotation, type) and issubclass(annotation, Section):
             yield from help_lines(annotation, f"{prefix}{name}.")
         else:

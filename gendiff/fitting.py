@@ -28,7 +28,7 @@ from gendiff.errors import SamplingError
 from gendiff.generate import Model
 from gendiff.grids import GRIDS, Explicit, FlowTime
 from gendiff.multistep import DPMSolverPP2M
-from gendiff.samplers import make_table
+from gendiff.samplers import adds_noise
 from gendiff.schedules import Schedule
 from gendiff.spaces import Batch, join
 
@@ -141,9 +141,7 @@ def _draw(model: Model, settings: SampleConfig, n: int, seed: int) -> Batch:
 
 
 def _needs_no_noise(settings: SampleConfig, schedule: Schedule) -> None:
-    table = make_table(settings.sampler, schedule, FlowTime().times(schedule, settings.steps))
-    for step in table:
-        if step.renoise is not None or any(stage.c or stage.variance for stage in step.stages):
-            raise SamplingError(
-                "a grid is fitted to a sampler that adds no noise. Try --sampler dpm++2m or heun"
-            )
+    if adds_noise(settings.sampler, schedule, FlowTime().times(schedule, settings.steps)):
+        raise SamplingError(
+            "a grid is fitted to a sampler that adds no noise. Try --sampler dpm++2m or heun"
+        )

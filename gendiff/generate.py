@@ -10,7 +10,7 @@ On an accelerator batches are of the size asked for, and samples agree up to its
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from gendiff import checkpoint, config, console, ema, runs
-from gendiff.config import SampleConfig
+from gendiff.config import DrawConfig, SampleConfig
 from gendiff.denoiser import Denoiser
 from gendiff.editing import Kept, Translated, time_of_noise
 from gendiff.errors import CheckpointError, ConfigError, SamplingError
@@ -27,8 +27,8 @@ from gendiff.guidance import autoguidance, classifier_free
 from gendiff.modality import Given, Property, Request
 from gendiff.noise import Streams
 from gendiff.runs import Run
-from gendiff.samplers import State, make_table, start, states
-from gendiff.spaces import Batch, join
+from gendiff.samplers import State, adds_noise, make_table, sample, start, states
+from gendiff.spaces import Batch, Cond, Space, join
 from gendiff.steering import Matched
 
 BLOCK = 16  # rows from which oneDNN's and MKL's kernels treat every row of a batch alike
@@ -121,7 +121,7 @@ class Model:
         sources = {f"sample.{k}": "sampling option" for k in layer["sample"]}
         return config.validate(self.run.modality, config.merge(base, layer), sources).sample
 
-    def times(self, settings: SampleConfig, wish: Wish) -> list[float]:
+    def times(self, settings: DrawConfig, wish: Wish) -> list[float]:
         """The times at which a sampler stands, from the noise that is asked for.
 
         Raises:
@@ -131,7 +131,7 @@ class Model:
         first = 1.0 if wish.noise is None else time_of_noise(schedule, wish.noise)
         return settings.grid.times(schedule, settings.steps, first)
 
-    def calls(self, settings: SampleConfig, wish: Wish = Wish()) -> int:
+    def calls(self, settings: DrawConfig, wish: Wish = Wish()) -> int:
         """Network calls for each sample."""
         schedule = self.denoiser.schedule
         table = make_table(settings.sampler, schedule, self.times(settings, wish))
@@ -146,11 +146,7 @@ class Model:
         given = self._given(Request(ids, seed, wish.cond), wish)
         space, cond = given.batch.space, given.batch.cond
         schedule = self.denoiser.schedule
-        denoiser: Any = self.denoiser.bind(space, cond)
-        if settings.guidance.scale != 1 and self.guide is not None:
-            denoiser = autoguidance(denoiser, self.guide.denoiser, settings.guidance)
-        elif settings.guidance.scale != 1:
-            denoiser = classifier_free(denoiser, settings.guidance)
+        denoiser = self._guided(space, cond, settings)
         for name, target in wish.toward.items():
             found = self.property(name)
             denoiser = Matched(denoiser, space, schedule, found.function, target, found.tolerance)
@@ -167,21 +163,39 @@ class Model:
         x = None
         if wish.source is not None:
             x = start(space, schedule, times[0], streams, self._first_estimate(given, wish))
-        context = (
-            torch.autocast(self.device.type, torch.bfloat16) if self.autocast else (nullcontext())
-        )
-        with context:
+        with self._precision():
             for state in states(denoiser, space, schedule, settings.sampler, times, streams, x):
                 yield Batch(state.x, space, cond), state
 
     def _check_deterministic(self, settings: SampleConfig, times: list[float]) -> None:
-        table = make_table(settings.sampler, self.denoiser.schedule, times)
-        stages = [stage for step in table for stage in step.stages]
-        if any(step.renoise for step in table) or any(s.c or s.variance for s in stages):
+        if adds_noise(settings.sampler, self.denoiser.schedule, times):
             raise SamplingError(
                 "--from: this sampler adds noise on the way, which the file did not get. Use one "
                 "that does not, as dpm++2m, heun or ddim"
             )
+
+    def like(self, batch: Batch, settings: DrawConfig, streams: Streams) -> Tensor:
+        """Samples in the space and under the condition of a batch on the model's device."""
+        space, schedule = batch.space, self.denoiser.schedule
+        self.network.eval()
+        denoiser = self._guided(space, batch.cond, settings)
+        times = self.times(settings, Wish())
+        with self._precision():
+            return sample(denoiser, space, schedule, settings.sampler, times, streams)
+
+    def _guided(self, space: Space, cond: Cond | None, settings: DrawConfig) -> Any:
+        """The denoiser of one batch, guided as the settings say."""
+        denoiser = self.denoiser.bind(space, cond)
+        if settings.guidance.scale == 1:
+            return denoiser
+        if self.guide is not None:
+            return autoguidance(denoiser, self.guide.denoiser, settings.guidance)
+        return classifier_free(denoiser, settings.guidance)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if not self.autocast:
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
 
     def _given(self, request: Request, wish: Wish) -> Given:
         """The samples' space and conditions, and what a file says of them."""
@@ -378,7 +392,7 @@ def load(
         path = checkpoint.at(run.checkpoints, step)
     place = pick_device(device or run.config.device, run.config.threads)
     network = run.modality.backbone(run.section, run.facts).to(place).eval().requires_grad_(False)
-    at = int(path.name.removeprefix("step-"))
+    at = checkpoint.step_of(path)
     if ema_width is None:
         restore(network, checkpoint.load_weights(path), path)
     else:

@@ -203,6 +203,29 @@ class LossSecondMoment(Uniform):
         return history
 
 
+@dataclass(frozen=True)
+class UniformFlowTime(Times):
+    """Uniform in sigma / (alpha + sigma), rectified flow's time, up to the schedule's end.
+
+    A step of DDIM that leaps over a share of this time leaps over the same share of a straight
+    line from noise to data, whichever the schedule.
+    """
+
+    def __call__(self, u: Tensor, schedule: Schedule) -> Tensor:
+        return schedule.inverse(-2 * torch.logit(u * self._last(schedule))).clamp(max=1)
+
+    def log_snr_density(self, t: Tensor, schedule: Schedule) -> Tensor:
+        """See :meth:`Times.log_snr_density`: that of a logistic law, cut off at the end."""
+        half = schedule.log_snr(t) / 2
+        log_density = torch.nn.functional.logsigmoid
+        whole = math.log(2) + self._last(schedule).log()
+        return log_density(half) + log_density(-half) - whole
+
+    def _last(self, schedule: Schedule) -> Tensor:
+        end = torch.ones(1, dtype=torch.float64)
+        return torch.sigmoid(-schedule.log_snr(end) / 2)
+
+
 def _log_normal(x: Tensor, mean: float, std: float) -> Tensor:
     return -(((x - mean) / std) ** 2) / 2 - math.log(std * math.sqrt(2 * math.pi))
 
@@ -211,6 +234,7 @@ TIMES: dict[str, type[Times]] = {
     "uniform": Uniform,
     "logit_normal": LogitNormal,
     "log_normal": LogNormal,
+    "flow": UniformFlowTime,
     "loss_second_moment": LossSecondMoment,
 }
 
@@ -409,7 +433,7 @@ class Objective:
         Args:
             denoiser: Network, schedule and prediction.
             batch: The data.
-            noise: Source of eps; ``step`` is the draw.
+            noise: Source of eps, ``step`` is the draw; where the batch has an eps, that is taken.
             history: What :class:`Times` made of the steps before; None: there were none.
             seed, step: Name the random numbers of times and dropped conditions.
             slot, slots: See :meth:`draw`.
@@ -423,7 +447,8 @@ class Objective:
             gen = generator("dropout", seed, step, slot)
             hidden = torch.rand(space.batch_size, generator=gen) < self.cond_dropout
             cond = cond.drop(hidden.to(x.device))
-        return self.at(denoiser, Batch(x, space, cond), t, space.noise(noise, step), importance)
+        eps = space.noise(noise, step) if batch.eps is None else batch.eps
+        return self.at(denoiser, Batch(x, space, cond), t, eps, importance)
 
     def at(
         self,

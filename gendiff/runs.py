@@ -50,6 +50,11 @@ class Run:
         return self.folder / "ema"
 
     @property
+    def pairs(self) -> Path:
+        """The folder of a student's pairs."""
+        return self.folder / "pairs"
+
+    @property
     def section(self) -> Any:
         """The modality's own section of the configuration."""
         return getattr(self.config, self.modality.name)

@@ -87,6 +87,14 @@ def network_calls(sampler: Sampler, schedule: Schedule, times: list[float]) -> i
     return sum(len(step.stages) for step in make_table(sampler, schedule, times))
 
 
+def adds_noise(sampler: Sampler, schedule: Schedule, times: list[float]) -> bool:
+    """Whether a sample depends on more noise than that of its start."""
+    return any(
+        step.renoise is not None or any(stage.c or stage.variance for stage in step.stages)
+        for step in make_table(sampler, schedule, times)
+    )
+
+
 def make_table(sampler: Sampler, schedule: Schedule, times: list[float]) -> list[Any]:
     """The sampler's table; under :class:`Parts`, every number becomes a tuple, one a part."""
     check_times(times)

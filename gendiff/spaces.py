@@ -394,21 +394,32 @@ class Cond:
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples: one tensor, how its rows form samples, and what conditions them."""
+    """Samples: one tensor, how its rows form samples, and what conditions them.
+
+    Args:
+        x: The state, of the space's shape.
+        space: How its rows form samples.
+        cond: What conditions them.
+        eps: The noise that belongs to x, of its shape, where the two are coupled; else None.
+    """
 
     x: Tensor
     space: Space
     cond: Cond | None = None
+    eps: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on ``device``."""
         cond: Any = None if self.cond is None else self.cond.to(device)
-        return Batch(self.x.to(device, non_blocking=True), self.space.to(device), cond)
+        eps = None if self.eps is None else self.eps.to(device, non_blocking=True)
+        return Batch(self.x.to(device, non_blocking=True), self.space.to(device), cond, eps)
 
     def select(self, ids: Sequence[int]) -> Batch:
         """The samples ``ids`` of this batch."""
         space, x = self.space.select(ids, self.x)
-        return Batch(x, space, None if self.cond is None else self.cond.select(ids))
+        cond = None if self.cond is None else self.cond.select(ids)
+        eps = None if self.eps is None else self.space.select(ids, self.eps)[1]
+        return Batch(x, space, cond, eps)
 
 
 def _padded(values: Sequence[Tensor]) -> Tensor:
@@ -423,7 +434,7 @@ def _padded(values: Sequence[Tensor]) -> Tensor:
 
 
 def join(batches: Sequence[Batch]) -> Batch:
-    """One batch of all the samples, in order.
+    """One batch of all the samples, in order; all have a noise coupled to them, or none has.
 
     Conditions that are sequences, (B, L, *), may differ in L: they are padded with zeros.
     """
@@ -431,16 +442,19 @@ def join(batches: Sequence[Batch]) -> Batch:
     if not rest:
         return first
     space, x = first.space.join([(b.space, b.x) for b in rest], first.x)
+    eps = None
+    if first.eps is not None:
+        eps = first.space.join([(b.space, b.eps) for b in rest], first.eps)[1]  # type: ignore[misc]
     conds = [b.cond for b in batches if b.cond is not None]
     if not conds:
-        return Batch(x, space)
+        return Batch(x, space, None, eps)
     values = {k: _padded([c[k] for c in conds]) for k in conds[0].values}
     if all(c.dropped is None for c in conds):
-        return Batch(x, space, Cond(values))
+        return Batch(x, space, Cond(values), eps)
     hidden = [
         torch.zeros(b.space.batch_size, dtype=torch.bool, device=x.device)
         if c.dropped is None
         else c.dropped
         for b, c in zip(batches, conds, strict=True)
     ]
-    return Batch(x, space, Cond(values, torch.cat(hidden)))
+    return Batch(x, space, Cond(values, torch.cat(hidden)), eps)

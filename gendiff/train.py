@@ -10,7 +10,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from gendiff.errors import CheckpointError, NonFiniteError
 from gendiff.generate import Model, make_denoiser, pick_device, restore, use_bf16
 from gendiff.noise import StepNoise, derive_seed
 from gendiff.objective import Loss, Objective
+from gendiff.pairs import Pairs
 from gendiff.runs import MetricsLog, Run
 from gendiff.spaces import Batch, join
 
@@ -104,10 +105,15 @@ class Trainer:
     def batches(self) -> Iterator[Batch]:
         """The data from the present step on; ``accumulate`` batches make a step."""
         config, run = self.config, self.run
-        data: Any = run.modality.dataset(run.section, run.facts, "train")
+        data: Any
+        collate: Callable[[Sequence[Any]], Batch]
+        if run.config.distill is None:
+            data = run.modality.dataset(run.section, run.facts, "train")
+            collate = partial(run.modality.collate, run.section, run.facts)
+        else:
+            data, collate = Pairs(run.pairs, run.config.distill.pairs), join
         size = config.batch_size // config.accumulate
         order = VisitOrder(len(data), size, run.config.seed, self.step * config.accumulate)
-        collate = partial(run.modality.collate, run.section, run.facts)
         for batch in loader(data, collate, order, config.workers):
             yield batch.to(self.device)
 
@@ -190,6 +196,11 @@ class Trainer:
             self.config.keep_checkpoints,
         )
 
+    def begin(self, weights: Mapping[str, Tensor]) -> None:
+        """Sets out from these weights, and so do the averages; they fit the network."""
+        for module in (self.network, *(e.module for e in (self.ema, *self.power_emas))):
+            module.load_state_dict(weights)
+
     def restore(self, path: Path) -> None:
         """Goes on from a checkpoint.
 
@@ -256,10 +267,11 @@ def stop_flag() -> Iterator[Callable[[], bool]]:
             signal.signal(number, previous)
 
 
-def train(run: Run) -> bool:
+def train(run: Run, weights: Mapping[str, Tensor] | None = None) -> bool:
     """Trains a run to its last step, or until a signal; True if it is complete.
 
-    Goes on from the newest whole checkpoint. Logs, previews and checkpoints go to the run.
+    Goes on from the newest whole checkpoint; without one, from ``weights`` if given. Logs,
+    previews and checkpoints go to the run.
     """
     log = run.folder / "log.txt"
     config = run.config.train
@@ -268,6 +280,8 @@ def train(run: Run) -> bool:
     if path is not None:
         trainer.restore(path)
         console.say(f"resumed from {path}", log)
+    elif weights is not None:
+        trainer.begin(weights)
     size = sum(p.numel() for p in trainer.parameters)
     console.say(
         f"{size:,} parameters, {trainer.device}, "

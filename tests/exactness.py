@@ -18,7 +18,7 @@ from oracle_tools import exponential_moment, normal
 
 MODULES = (
     "schedules", "denoiser", "multistep", "objective", "samplers", "singlestep", "spaces",
-    "likelihood", "guidance", "ema", "editing",
+    "likelihood", "guidance", "ema", "editing", "pairs",
 )  # fmt: skip
 
 
@@ -453,9 +453,42 @@ def densities(g: SimpleNamespace) -> None:
     expected = law(log_odds, 0.3, 1.4) / 2
     near(o.LogitNormal(0.3, 1.4).log_snr_density(t, flow).exp(), expected)
     near(o.LogNormal(0.3, 1.4).log_snr_density(t, flow).exp(), expected)
+    u, scale = torch.tensor([0.2, 0.7, 1.0], dtype=torch.float64), 80 * t
+    near(o.UniformFlowTime()(u, flow), u)
+    share = 80 * o.UniformFlowTime()(u, edm)
+    near(share / (1 + share), u * 80 / 81)
+    near(o.UniformFlowTime().log_snr_density(t, flow).exp(), t * (1 - t) / 2)
+    found = o.UniformFlowTime().log_snr_density(t, edm).exp()
+    near(found, scale / (1 + scale) ** 2 / 2 / (80 / 81))
     parts = o.Uniform().log_snr_density(t, g.schedules.Parts((flow, edm)))
     expected = torch.stack([t * (1 - t) / 2, t / 2], 1)
     near(parts.exp(), expected)
+
+
+def reflow(g: SimpleNamespace) -> None:
+    """Liu et al., 2023, section 2.2: lines from sampling's start to x, and no loss on them."""
+    space, z, x = g.spaces.Dense((3, 2)), normal(3, 2, seed=1), normal(3, 2, seed=2)
+    for schedule in (g.schedules.Flow(), g.schedules.EDM(), g.schedules.VPLinear()):
+        eps = g.pairs.coupled(z, x, space, schedule)
+        start = schedule.level(1.0)
+        near(start.alpha * x + start.sigma * eps, start.sigma * z)
+        seen = []
+
+        def network(x_t: Any, noise: Any, cond: Any, space: Any, seen: Any = seen) -> Any:
+            seen.append((x_t, noise))
+            return x
+
+        denoiser = g.denoiser.Denoiser(network, schedule, "x")
+        objective = g.objective.Objective(
+            g.objective.UniformFlowTime(), g.objective.FlowMatching()
+        )
+        batch = g.spaces.Batch(x, space, None, eps)
+        loss = objective(denoiser, batch, None, seed=1, step=2)  # asks for no other noise
+        near(loss.per_sample, torch.zeros(3))
+        ((x_t, noise),) = seen
+        share = torch.sigmoid(4 * noise)[:, None]  # sigma / (alpha + sigma), in a step of DDIM
+        line = (1 - share) * x + share * eps
+        near(x_t * (share**2 + (1 - share) ** 2).sqrt(), line)
 
 
 def resampler(g: SimpleNamespace) -> None:
@@ -788,6 +821,7 @@ CHECKS: tuple[Callable[[SimpleNamespace], None], ...] = (
     guidance,
     weights,
     densities,
+    reflow,
     resampler,
     variance_bound,
     bound_terms,

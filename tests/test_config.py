@@ -151,7 +151,7 @@ def test_differences_leave_out_what_changes_no_result() -> None:
 def test_every_option_has_a_description_and_is_shown() -> None:
     model = config.run_config_model(ToyModality())
     assert all(text for _, text in config.help_lines(model))
-    shown = "\n".join(config.commented(resolve()))
+    shown = "\n".join(config.commented(resolve("distill={teacher: runs/toy/x, checkpoint: 1}")))
     for key, text in config.help_lines(model):
         assert f"{key.rpartition('.')[2]}:" in shown
         assert text in shown

@@ -17,9 +17,14 @@ import gendiff
 PARTS = (
     "errors", "noise", "levels", "chains", "schedules", "spaces", "denoiser", "grids",
     "tables", "singlestep", "multistep", "samplers", "objective", "likelihood", "guidance",
-    "ema", "steering", "editing",
+    "ema", "steering", "editing", "pairs",
 )  # fmt: skip
 MUTATIONS = [
+    ("pairs", "return z - space", "return z + space"),
+    ("pairs", "(alpha / sigma).to(x)", "alpha.to(x)"),
+    ("objective", "torch.logit(u * self._last(schedule))", "torch.logit(u)"),
+    ("objective", "math.log(2) + self._last(schedule).log()", "math.log(2)"),
+    ("objective", "log_density(half) + log_density(-half)", "log_density(half)"),
     ("ema", "(1 - 1 / step) ** (self.gamma + 1)", "(1 - 1 / step) ** self.gamma"),
     ("ema", "(gamma + 1) / (gamma + 3)", "(gamma + 1) / (gamma + 2)"),
     ("ema", "(t_a / t_b) ** gamma_b", "(t_a / t_b) ** gamma_a"),
