@@ -35,6 +35,9 @@ class SpeechConfig(Section):
         (1, 2, 4, 8), min_length=1, description="of the blocks' convolutions, gone round"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="before each convolution")
+    vocoder: str = Field(
+        "griffin_lim", description="or a vocoder run, or HiFi-GAN's or Vocos' weights: a path"
+    )
 
 
 class SpeechModality(Modality):
@@ -43,6 +46,7 @@ class SpeechModality(Modality):
     name: ClassVar[str] = "speech"
     summary: ClassVar[str] = "spoken words as mel-spectrograms, with text and speakers"
     Config: ClassVar[type[Section]] = SpeechConfig
+    output_keys: ClassVar[frozenset[str]] = frozenset({"vocoder"})
     # For spoken digits, on one core; configs/speech/digits.yaml is the same recipe as a file.
     defaults: ClassVar[Mapping[str, Any]] = {
         "threads": 1,
@@ -67,10 +71,13 @@ class SpeechModality(Modality):
 
         Raises:
             DataError: The corpus is missing or damaged, or there is no synthesiser.
+            ConfigError, CheckpointError: The vocoder cannot be used.
         """
         from gendiff_speech import data
 
-        return data.prepare(config)
+        report = data.prepare(config)
+        self.check_output(config, report.facts)
+        return report
 
     def dataset(self, config: SpeechConfig, facts: Mapping[str, Any], split: str) -> Dataset[Any]:
         """See :meth:`gendiff.Modality.dataset`. An item is :class:`gendiff_speech.data.Item`."""
@@ -149,6 +156,17 @@ class SpeechModality(Modality):
         space = Masked(lengths, facts["mels"], int(lengths.max()))
         return space, _cond(tokens, durations, speaker, text)
 
+    def check_output(self, config: SpeechConfig, facts: Mapping[str, Any]) -> None:
+        """Opens the vocoder.
+
+        Raises:
+            ConfigError, CheckpointError: It cannot be used; see
+                :func:`gendiff_speech.vocoders.open_vocoder`.
+        """
+        from gendiff_speech import data, vocoders
+
+        vocoders.open_vocoder(config.vocoder, data.convention(facts))
+
     def write(
         self,
         config: SpeechConfig,
@@ -157,18 +175,17 @@ class SpeechModality(Modality):
         folder: Path,
         ids: Sequence[int],
     ) -> list[Path]:
-        """A WAV by Griffin-Lim (``00017.wav``) of each sample and its log mel (``00017.npy``)."""
+        """A WAV by the vocoder (``00017.wav``) of each sample, its log mel (``00017.npy``)."""
         import numpy as np
 
-        from gendiff_speech import audio, data
-        from gendiff_speech.mel import griffin_lim
+        from gendiff_speech import audio, data, vocoders
 
         convention = data.convention(facts)
+        vocoder = vocoders.open_vocoder(config.vocoder, convention)
         paths = []
         for sample, mel in zip(ids, _mels(facts, batch), strict=True):
             path = folder / f"{sample:05d}.wav"
-            wave = griffin_lim(mel, convention)
-            paths.append(audio.write_wav(path, wave, convention.sample_rate_hz))
+            paths.append(audio.write_wav(path, vocoder(mel), convention.sample_rate_hz))
             np.save(path.with_suffix(".npy"), mel.numpy())
         return paths
 
