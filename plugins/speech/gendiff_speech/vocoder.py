@@ -218,10 +218,12 @@ class VocoderModality(Modality):
         return 16
 
 
-def sound(model: Model, mels: Sequence[Tensor], seed: int = 0) -> list[Tensor]:
+def sound(
+    model: Model, mels: Sequence[Tensor], seed: int = 0, steps: int | None = None
+) -> list[Tensor]:
     """Waves (T * hop,) in [-1, 1] of log mels (mels, T), by a run's own sampling settings.
 
-    Each mel is treated alone and has the same noise, so what it becomes depends on it only.
+    ``steps`` replaces their number of steps. Each mel is treated alone and has the same noise, so what it becomes depends on it only.
     """
     import torch
 
@@ -230,7 +232,7 @@ def sound(model: Model, mels: Sequence[Tensor], seed: int = 0) -> list[Tensor]:
     from gendiff.spaces import Batch
     from gendiff_speech.waves import normalised
 
-    facts, settings = model.run.facts, model.run.config.sample
+    facts, settings = model.run.facts, model.settings(steps=steps)
     schedule = model.denoiser.schedule
     times = settings.grid.times(schedule, settings.steps, 1.0)
     model.network.eval()
