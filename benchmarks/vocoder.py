@@ -17,6 +17,7 @@ import json
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -91,7 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("run", type=Path, help="a run of gendiff train --modality vocoder")
     parser.add_argument("--count", type=int, default=40, help="held-out recordings")
-    parser.add_argument("--steps", type=int, nargs="*", help="steps; the run's own if none")
+    parser.add_argument("--iterations", type=int, nargs="*", default=[60, 4], help="Griffin-Lim's")
     parser.add_argument("--python", type=Path, help="interpreter that has pesq and pystoi")
     parser.add_argument("--no-scores", action="store_true", help="no PESQ and no STOI")
     parser.add_argument("--picture", type=Path, help="draws real and made mels")
@@ -108,13 +109,11 @@ def main() -> None:
     real = [data.whole(i * len(data) // count) for i in range(count)]
     rows: dict[str, dict[str, Any]] = {}
     made: dict[str, list[Tensor]] = {"real": real}
-    for name, vocoder in {
-        "griffin-lim, 60 iterations": lambda mel: griffin_lim(mel, c, 60),
-        **{
-            f"vocoder, {s} steps": lambda mel, s=s: sound(model, [mel], steps=s)[0]
-            for s in args.steps or [model.run.config.sample.steps]
-        },
-    }.items():
+    by_rule: dict[str, Callable[[Tensor], Tensor]] = {
+        f"griffin-lim, {n} iterations": partial(griffin_lim, convention=c, iterations=n)
+        for n in args.iterations
+    }
+    for name, vocoder in (by_rule | {"vocoder": partial(sound, model)}).items():
         rows[name], made[name] = row(vocoder, real, c, python)
         print(f"{name:28}", {k: v and round(v, 4) for k, v in rows[name].items()}, flush=True)
     seconds = sum(map(len, real)) / c.sample_rate_hz

@@ -367,9 +367,7 @@ def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def differences(
-    old: Mapping[str, Any], new: Mapping[str, Any], modality: Modality
-) -> list[str]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], modality: Modality) -> list[str]:
     """``key: old -> new`` for each key that matters to a run."""
     a, b = flatten(old), flatten(new)
     volatile = {*VOLATILE, *(f"{modality.name}.{key}" for key in modality.output_keys)}

@@ -219,7 +219,7 @@ class Modality(ABC):
         """
         raise ConfigError(f"toward: modality '{self.name}' knows no property '{name}'")
 
-    def check_output(self, config: Any, facts: Mapping[str, Any]) -> None:
+    def check_output(self, config: Any, facts: Mapping[str, Any]) -> None:  # noqa: B027
         """Checks what :meth:`write` needs besides the samples, before there are any.
 
         Raises:

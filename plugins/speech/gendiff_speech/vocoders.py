@@ -99,7 +99,7 @@ def _run(folder: Path) -> tuple[Vocoder, MelConvention]:
             f"speech.vocoder: {folder} is a run of modality '{model.run.modality.name}'. "
             "Give one of gendiff train --modality vocoder"
         )
-    return lambda mel: sound(model, [mel])[0], CONVENTIONS[model.run.facts["convention"]]
+    return lambda mel: sound(model, mel), CONVENTIONS[model.run.facts["convention"]]
 
 
 def _weights(path: Path, part: str | None = None) -> tuple[dict[str, Tensor], Path]:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gendiff.spaces import Cond, Space
-from gendiff_speech.network import fourier
 
 
 class ConvNeXtBlock(nn.Module):
@@ -140,33 +139,33 @@ class Vocos(nn.Module):
         return wave
 
 
-class DenoisingVocos(nn.Module):
-    r"""Vocos as the backbone of a denoiser: what it estimates is a wave, in frames.
+class OneStepVocos(nn.Module):
+    """Vocos as the backbone of a denoiser whose only step is from pure noise.
 
-    It sees the mel, the frames of the noisy wave and the noise level, and puts out
-
-    .. math:: x = ISTFT(g\, STFT(x_t) + m\, (\cos p + i \sin p)),
-
-    with a gain g in [0, 1] for each bin: what the noise has left of the wave passes unhindered.
+    There x_t says nothing of x, and what it puts out is a function of the mel alone: a wave, in
+    frames. Its head's range is that of orthonormal transforms of waves of unit variance.
 
     Args:
         mels: Bands of the mel.
-        n_fft, hop, window: Of its convention, in samples.
-        dim: Width.
-        hidden: Width inside the blocks.
-        layers: How many blocks.
+        n_fft, hop, window, pad: Of its convention, in samples.
+        dim, hidden, layers: Of the backbone.
     """
 
     def __init__(
-        self, mels: int, n_fft: int, hop: int, window: int, dim: int, hidden: int, layers: int
+        self,
+        mels: int,
+        n_fft: int,
+        hop: int,
+        window: int,
+        pad: int,
+        dim: int,
+        hidden: int,
+        layers: int,
     ) -> None:
         super().__init__()
-        self.n_fft, self.hop = n_fft, hop
-        self.backbone = VocosBackbone(mels + hop + 32, dim, hidden, layers)
-        self.head = ISTFTHead(dim, n_fft, hop, window, (n_fft - hop) // 2)
-        self.gain = nn.Linear(dim, n_fft // 2 + 1)
-        nn.init.zeros_(self.gain.weight)
-        nn.init.constant_(self.gain.bias, -3.0)
+        self.gain = n_fft**0.5
+        self.backbone = VocosBackbone(mels, dim, hidden, layers)
+        self.head = ISTFTHead(dim, n_fft, hop, window, pad)
 
     def forward(self, x: Tensor, noise: Tensor, cond: Cond | None, space: Space) -> Tensor:
         assert cond is not None
@@ -174,23 +173,5 @@ class DenoisingVocos(nn.Module):
         mel = cond["mel"].transpose(1, 2)
         if cond.dropped is not None:
             mel = mel.masked_fill(cond.dropped[:, None, None], 0)
-        level = fourier(noise, 32, 100.0)[:, :, None].expand(-1, -1, x.shape[2])
-        h = self.backbone(torch.cat([mel, x, level], 1), mask)
-        gain = self.gain(h).float().sigmoid().transpose(1, 2)
-        # The head's range is that of orthonormal transforms of waves of unit variance.
-        spectrum = self.n_fft**0.5 * self.head.spectrum(h) + gain * self._stft(x)
-        wave = self.head.istft(spectrum, mask)
-        return space.project(wave.reshape(len(x), -1, self.hop).transpose(1, 2))
-
-    def _stft(self, x: Tensor) -> Tensor:
-        wave = x.float().transpose(1, 2).reshape(len(x), -1)
-        window, pad = self.head.istft.window, self.head.istft.pad
-        return torch.stft(
-            F.pad(wave, (pad, pad)),
-            self.n_fft,
-            self.hop,
-            len(window),
-            window,
-            center=False,
-            return_complex=True,
-        )
+        wave = self.gain * self.head.istft(self.head.spectrum(self.backbone(mel, mask)), mask)
+        return space.project(wave.unflatten(1, (x.shape[2], -1)).transpose(1, 2))

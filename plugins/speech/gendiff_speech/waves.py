@@ -102,8 +102,10 @@ def _save(config: Any, path: Path, cached: Path) -> None:
             bad.append(str(error))
             continue
         waves.append(audio.resample(wave, rate, convention.sample_rate_hz))
-        held = len(train) % EVERY == 0 if config.held_out is None else (
-            re.search(config.held_out, name) is not None
+        held = (
+            len(train) % EVERY == 0
+            if config.held_out is None
+            else (re.search(config.held_out, name) is not None)
         )
         train.append(not held)
     if bad:
