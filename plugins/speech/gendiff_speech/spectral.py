@@ -19,7 +19,8 @@ from torch import Tensor
 
 from gendiff_speech.mel import MelConvention, filters
 
-RESOLUTIONS = ((0.5, 0.125), (1.0, 0.25), (2.0, 0.25))  # n_fft and hop, in the mel's n_fft
+# The transform's length in those of the mel's, and its hop in its own.
+RESOLUTIONS = ((0.5, 0.125), (1.0, 0.25), (2.0, 0.25))
 
 
 @lru_cache

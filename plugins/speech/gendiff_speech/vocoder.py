@@ -70,7 +70,7 @@ class VocoderModality(Modality):
             "sample_every_steps": 500,
             "checkpoint_every_steps": 500,
         },
-        "sample": {"sampler": "ddim", "grid": "flow", "steps": 1, "preview": 10},
+        "sample": {"sampler": "ddim", "grid": "flow", "steps": 1, "preview": 5},
     }
 
     def prepare(self, config: VocoderConfig) -> DataReport:

@@ -106,7 +106,9 @@ def _weights(path: Path, part: str | None = None) -> tuple[dict[str, Tensor], Pa
     """The tensors of a file, or of the only weights file of a folder, and that file."""
     if path.is_dir():
         files = [
-            p for p in sorted(path.iterdir()) if p.suffix in WEIGHTS or p.name.startswith("g_")
+            p
+            for p in sorted(path.iterdir())
+            if p.suffix in WEIGHTS or p.name.startswith(("g_", "generator"))
         ]
         if len(files) != 1:
             found = ", ".join(p.name for p in files) or "none"

@@ -34,6 +34,9 @@ SMALL = ["vocoder.convention=8khz", "vocoder.dim=16", "vocoder.hidden=32", "voco
 SMALL += ["vocoder.held_out=_[12]", "train.batch_size=4", "vocoder.frames=16"]
 
 
+RECIPES = sorted((Path(__file__).parents[3] / "configs" / "vocoder").glob("*.yaml"))
+
+
 def resolved(path: Path, *more: str) -> config.RunConfig:
     return config.resolve(VocoderModality(), overrides=[*SMALL, f"vocoder.path={path}", *more])
 
@@ -218,6 +221,13 @@ def test_a_run_gives_the_same_sound_alone_and_through_the_speech_modality(
         assert (written - wave / max(1, wave.abs().max())).abs().max() < 1e-4
         by_rule = griffin_lim(mel, CONVENTIONS["8khz"])
         assert (written - by_rule).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_valid_and_says_how_to_run_it(recipe: Path) -> None:
+    config.resolve(VocoderModality(), [recipe])
+    call = f"gendiff train --modality vocoder --config configs/vocoder/{recipe.name}"
+    assert call in recipe.read_text()
 
 
 # --- weights of others --------------------------------------------------------------------------
