@@ -101,19 +101,14 @@ def without_weight_norm(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     names: ``weight_g``, ``weight_v`` and ``parametrizations.weight.original0``, ``original1``.
     The norm is over all axes but the first.
     """
-    plain = {}
-    for key, value in weights.items():
-        for g, v in (
-            ("weight_g", "weight_v"),
-            ("parametrizations.weight.original0", "parametrizations.weight.original1"),
-        ):
-            if key.endswith(v):
+    plain = dict(weights)
+    for g, v in (
+        ("weight_g", "weight_v"),
+        ("parametrizations.weight.original0", "parametrizations.weight.original1"),
+    ):
+        for key, value in weights.items():
+            stem = key.removesuffix(v)
+            if key.endswith(v) and stem + g in plain:
                 norm = value.flatten(1).norm(dim=1).reshape(-1, *[1] * (value.ndim - 1))
-                stem = key.removesuffix(v)
-                plain[stem + "weight"] = weights[stem + g] * value / norm
-                break
-            if key.endswith(g):
-                break
-        else:
-            plain[key] = value
+                plain[stem + "weight"] = plain.pop(stem + g) * plain.pop(key) / norm
     return plain

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -155,7 +156,7 @@ def _read(path: Path, parse: Callable[[str], Any], build: Callable[[Any], Any]) 
         raise
     except KeyError as error:
         raise ConfigError(f"speech.vocoder: {path} has no key {error}") from None
-    except (ValueError, TypeError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"speech.vocoder: {path} cannot be used: {reason}") from None
 
@@ -174,7 +175,15 @@ def _hifigan(config: Path, path: Path) -> tuple[nn.Module, MelConvention]:
             c["sampling_rate"] / 2 if c["fmax"] is None else c["fmax"],
         )
         keys = [field.name for field in dataclasses.fields(HiFiGANShape)]
-        return HiFiGAN(HiFiGANShape(**{key: c[key] for key in keys})), convention
+        shape = HiFiGANShape(**{key: c[key] for key in keys})
+        if shape.resblock not in ("1", "2"):
+            raise ValueError(f"resblock is {shape.resblock!r}, not '1' or '2'")
+        if math.prod(shape.upsample_rates) != convention.hop:
+            raise ValueError(
+                f"upsample_rates {shape.upsample_rates} do not multiply to hop_size "
+                f"{convention.hop}"
+            )
+        return HiFiGAN(shape), convention
 
     network, convention = _read(config, json.loads, build)
     weights, path = _weights(path, "generator")

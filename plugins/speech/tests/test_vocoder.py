@@ -406,13 +406,17 @@ def test_a_wrong_vocoder_is_named_in_one_line(tmp_path: Path, run: runs.Run) -> 
 
     good = drawn(published_hifigan(V3))
     few = {k: v for k, v in good.items() if not k.startswith("conv_post")}
+    no_g = {k: v for k, v in good.items() if k != "conv_pre.weight_g"}
     cases = [
+        (folder("no_g", V3, no_g), "does not fit its configuration: Missing key"),
         ("nowhere", "nowhere does not exist"),
         (folder("nothing", None, good), "holds neither run.json"),
         (folder("no_weights", V3, None), "one file of weights is needed in"),
         (folder("no_json", "{", good), "config.json cannot be used"),
         (folder("no_key", {"num_mels": 80}, good), "has no key 'sampling_rate'"),
-        (folder("no_block", V3 | {"resblock": "3"}, good), "has no key '3'"),
+        (folder("no_block", V3 | {"resblock": "3"}, good), "resblock is '3', not '1' or '2'"),
+        (folder("no_hop", V3 | {"hop_size": 200}, good), "do not multiply to hop_size 200"),
+        (folder("no_dict", [], good), "config.json cannot be used"),
         (folder("pickled", V3, {"generator": Evil()}), "no weights that can be read safely"),
         (folder("nested", V3, {"generator": {"a": 1}}), "is no state dict"),
         (folder("missing", V3, few), "does not fit its configuration: Missing key"),
