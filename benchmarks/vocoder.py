@@ -3,8 +3,8 @@
 Each recording is turned into its log mel and back. Told of what comes back: the log-spectral
 distance from the recording and the distance of the mels, both in dB (RMS over bins or bands, mean
 over frames); PESQ (ITU-T P.862, wide band at 16 kHz, narrow band at 8 kHz) and STOI (Taal et al.,
-2011), by their usual packages in an environment of the benchmark's own; and the CPU-seconds of one
-thread for each second of sound.
+2011) of recordings of a second or more, by their usual packages in an environment of the
+benchmark's own; and the CPU-seconds of one thread for each second of sound.
 
     gendiff train --modality vocoder --config configs/vocoder/kathleen.yaml vocoder.path=FOLDER
     python benchmarks/vocoder.py runs/vocoder/kathleen --picture vocoder.png
@@ -39,11 +39,14 @@ from pystoi import stoi
 kept = np.load(sys.argv[1])
 rate, count = int(kept["rate"]), int(kept["count"])
 pairs = [(kept[f"real{i}"], kept[f"made{i}"]) for i in range(count)]
-mode = "wb" if rate == 16000 else "nb"
-print(json.dumps({
-    "pesq": float(np.mean([pesq(rate, a, b, mode) for a, b in pairs])) if rate <= 16000 else None,
-    "stoi": float(np.mean([stoi(a, b, rate) for a, b in pairs])),
-}))
+pairs = [pair for pair in pairs if len(pair[0]) >= rate]  # neither is defined for less
+found = {}
+if pairs:
+    found["stoi"] = float(np.mean([stoi(a, b, rate) for a, b in pairs]))
+if pairs and rate in (8000, 16000):
+    mode = "wb" if rate == 16000 else "nb"
+    found["pesq"] = float(np.mean([pesq(rate, a, b, mode) for a, b in pairs]))
+print(json.dumps(found))
 """
 
 
@@ -115,7 +118,7 @@ def main() -> None:
     }
     for name, vocoder in (by_rule | {"vocoder": partial(sound, model)}).items():
         rows[name], made[name] = row(vocoder, real, c, python)
-        print(f"{name:28}", {k: v and round(v, 4) for k, v in rows[name].items()}, flush=True)
+        print(f"{name:28}", {k: round(v, 4) for k, v in rows[name].items()}, flush=True)
     seconds = sum(map(len, real)) / c.sample_rate_hz
     print(f"{count} held-out recordings, {seconds:.1f} s, step {model.step}")
     if args.picture:
