@@ -12,12 +12,12 @@ FOLDER = ROOT / ".venv-peers"
 REQUIREMENTS = ROOT / "benchmarks" / "peers.txt"
 
 
-def peers_python(folder: Path = FOLDER) -> Path:
-    """The interpreter with the peers of ``peers.txt`` installed; installs them if missing."""
+def peers_python(folder: Path = FOLDER, requirements: Path = REQUIREMENTS) -> Path:
+    """The interpreter with the packages of a file installed; installs them if missing."""
     python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     if not python.exists():
         venv.create(folder, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "-r", REQUIREMENTS], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-r", requirements], check=True)
     return python
 
 

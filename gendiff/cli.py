@@ -224,6 +224,13 @@ def _making(function: Any) -> Any:
             metavar="NAME=VALUE",
             help="What to sample, as the modality understands it: label=7.",
         ),
+        click.option(
+            "--set",
+            "outputs",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="A key of the modality's section that says how samples are written.",
+        ),
         click.option("-n", "count", type=click.IntRange(min=1), help="How many."),
     ):
         function = decorator(function)
@@ -266,10 +273,12 @@ def edit(folder: Path, count: int | None, **options: Any) -> None:
 
 
 def _make_samples(folder: Path, count: int, options: dict[str, Any]) -> None:
-    from gendiff import console, generate
+    from gendiff import console, generate, runs
     from gendiff.spaces import join
 
     model = _load(folder, options)
+    run = runs.writing(model.run, _pairs(options["outputs"]))
+    run.modality.check_output(run.section, run.facts)
     settings = _settings(model, options)
     wish = generate.Wish(
         _pairs(options["conditions"]),
@@ -282,7 +291,7 @@ def _make_samples(folder: Path, count: int, options: dict[str, Any]) -> None:
     seed, out = options["seed"], options["out"]
     name = f"seed-{seed}" if wish.source is None else f"{wish.source.stem}-seed-{seed}"
     out = out or model.run.folder / "generated" / name
-    run, ids = model.run, list(range(count))
+    ids = list(range(count))
     batches: list[Any] = []
     paths: list[Path] = []
     with console.progress(count, 0, "samples") as bar:

@@ -159,6 +159,7 @@ class DiffusionConfig(Section):
     vlb_weight: float = _option(0.001, "weight of the bound that trains a learned variance", ge=0)
     vlb_steps: int = _option(1000, "steps of that bound's chain", ge=2)
     category_weight: float = _option(1.0, "weight of the categories' cross-entropy", ge=0)
+    distance_weight: float = _option(1.0, "weight of the modality's own distance, if any", ge=0)
 
     @model_validator(mode="after")
     def _eps_needs_signal(self) -> DiffusionConfig:
@@ -387,12 +388,13 @@ def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], modality: Modality) -> list[str]:
     """``key: old -> new`` for each key that matters to a run."""
     a, b = flatten(old), flatten(new)
+    volatile = {*VOLATILE, *(f"{modality.name}.{key}" for key in modality.output_keys)}
     lines = []
     for key in sorted(a.keys() | b.keys()):
-        if key not in VOLATILE and a.get(key) != b.get(key):
+        if key not in volatile and a.get(key) != b.get(key):
             lines.append(f"{key}: {a.get(key)} -> {b.get(key)}")
     return lines
 

@@ -14,11 +14,10 @@ import torch
 from gendiff import console
 from gendiff.config import SampleConfig
 from gendiff.data import InOrder, loader
-from gendiff.generate import Model
+from gendiff.generate import Model, make_objective
 from gendiff.likelihood import ode_log_likelihood
 from gendiff.modality import Measure
 from gendiff.noise import StepNoise, Streams, derive_seed
-from gendiff.objective import Objective
 from gendiff.runs import write_atomically
 from gendiff.spaces import Batch, join
 
@@ -172,7 +171,7 @@ def heldout_loss(model: Model, limit: int = 2048) -> dict[str, float]:
     """
     run, d = model.run, model.run.config.diffusion
     data = run.modality.dataset(run.section, run.facts, "test")
-    objective = Objective(d.times, d.weight, category_weight=d.category_weight)
+    objective = make_objective(run)
     denoiser = model.denoiser
     model.network.eval()
     ends = d.schedule.log_snr(torch.tensor([1.0], dtype=torch.float64)).min().item()

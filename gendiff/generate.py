@@ -26,6 +26,7 @@ from gendiff.errors import CheckpointError, ConfigError, SamplingError
 from gendiff.guidance import autoguidance, classifier_free
 from gendiff.modality import Given, Property, Request
 from gendiff.noise import Streams
+from gendiff.objective import Objective
 from gendiff.runs import Run
 from gendiff.samplers import State, adds_noise, make_table, sample, start, states
 from gendiff.spaces import Batch, Cond, Space, join
@@ -329,6 +330,22 @@ def make_denoiser(run: Run, network: nn.Module) -> Denoiser:
     d = run.config.diffusion
     categories = run.modality.categories(run.section, run.facts)
     return Denoiser(network, d.schedule, d.prediction, d.data_std, d.noise_input, categories)
+
+
+def make_objective(run: Run) -> Objective:
+    """The objective of a run's configuration, with the modality's distance."""
+    d = run.config.diffusion
+    return Objective(
+        d.times,
+        d.weight,
+        d.stratified,
+        d.cond_dropout,
+        d.vlb_weight,
+        d.vlb_steps,
+        d.category_weight,
+        run.modality.distance(run.section, run.facts),
+        d.distance_weight,
+    )
 
 
 def pick_device(name: str, threads: int = 0) -> torch.device:

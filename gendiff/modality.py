@@ -9,7 +9,7 @@ so that ``gendiff plugins`` stays instant.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -121,6 +121,9 @@ class Modality(ABC):
     Config: ClassVar[type[Section]] = Section
     # Differences from the engine's own defaults, as in a YAML file: {"train": {"steps": 2000}}.
     defaults: ClassVar[Mapping[str, Any]] = {}
+    # Keys of the section that say how samples are written. They change no training: they may
+    # differ when a run is resumed, and ``gendiff sample RUN --set key=value`` sets them.
+    output_keys: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def prepare(self, config: Any) -> DataReport:
@@ -155,6 +158,16 @@ class Modality(ABC):
     def categories(self, config: Any, facts: Mapping[str, Any]) -> tuple[Categories, ...]:
         """The columns of a state that hold one-hot codes; none unless a modality says so."""
         return ()
+
+    def distance(
+        self, config: Any, facts: Mapping[str, Any]
+    ) -> Callable[[Tensor, Batch], Tensor] | None:
+        """A loss of the modality's own: how far estimates x_hat are from a batch's data, (B,).
+
+        It is added to the squared error at the weight ``diffusion.distance_weight``, and must be
+        differentiable. None unless a modality has one, such as a distance of features.
+        """
+        return None
 
     def bin_width(self, config: Any, facts: Mapping[str, Any]) -> float | None:
         """The distance between neighbouring values of data that are discrete, in x's units.
@@ -205,6 +218,13 @@ class Modality(ABC):
             ConfigError: There is none of this name.
         """
         raise ConfigError(f"toward: modality '{self.name}' knows no property '{name}'")
+
+    def check_output(self, config: Any, facts: Mapping[str, Any]) -> None:  # noqa: B027
+        """Checks what :meth:`write` needs besides the samples, before there are any.
+
+        Raises:
+            ConfigError, CheckpointError: It is missing or does not fit.
+        """
 
     @abstractmethod
     def write(

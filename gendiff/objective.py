@@ -38,12 +38,19 @@ ones few draws hold most of the loss.
 Columns that hold a one-hot code have, in place of their squared error, the cross-entropy of
 x_hat's distribution in nats, at one weight for all noise levels (as Dieleman et al., 2022,
 https://arxiv.org/abs/2211.15089, section 3.2): it is bounded, so it needs no other.
+
+A modality may add a distance of :math:`\hat x` from x of its own, such as one of features or of
+spectra, at one weight for all noise levels, to the squared error:
+
+.. math:: L = \mathbb E_{t, x, \epsilon}\; w(\lambda_t)\, \lVert \hat x - x \rVert^2
+          + w_d\, d(\hat x, x).
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -386,6 +393,8 @@ class Objective:
         vlb_steps: T of that bound's chain. The bound is exact for times on its grid,
             ``Uniform(steps=T)``.
         category_weight: Weight of the cross-entropy of columns that hold a one-hot code.
+        distance: The modality's own distance of x_hat from a batch's data, (B,).
+        distance_weight: Its weight w_d.
     """
 
     times: Times
@@ -395,6 +404,8 @@ class Objective:
     vlb_weight: float = 0.001
     vlb_steps: int = 1000
     category_weight: float = 1.0
+    distance: Callable[[Tensor, Batch], Tensor] | None = None
+    distance_weight: float = 1.0
 
     def draw(self, count: int, seed: int, step: int, slot: int = 0, slots: int = 1) -> Tensor:
         """Uniform numbers (count,) in (0, 1), float64: part ``slot`` of ``slots`` of the step's.
@@ -476,13 +487,17 @@ class Objective:
         number = (noise_number(log_snr) if denoiser.uses_log_snr else 1000 * t).to(x)
         out, variance = denoiser.network(rows(scales.c_in) * x_t, number, batch.cond, space)
         error = rows(weight) * (space.project(out) - (rows(p) * x + rows(q) * eps)).square()
+        x_hat = rows(scales.c_skip) * x_t + rows(scales.c_out) * out
         for part in denoiser.categories:
             logits = category_logits(part, out, x_t, space, alpha, sigma)
             entropy = -part.of(x) / part.scale * logits.log_softmax(1)
             part.of(error).copy_(self.category_weight * entropy)
+            part.of(x_hat).copy_(part.scale * logits.softmax(1))
         loss = space.mean(error)
+        x_hat = space.project(x_hat)
+        if self.distance is not None:
+            loss = loss + self.distance_weight * self.distance(x_hat, batch)
         if variance is not None:
-            x_hat = space.project(rows(scales.c_skip) * x_t + rows(scales.c_out) * out)
             bound = self._variance_bound(denoiser.schedule, batch, t, x_hat.detach(), variance)
             loss = loss + self.vlb_weight * bound
         mean = (loss if importance is None else importance.to(loss) * loss).mean()

@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import gendiff
 from gendiff import config as configuration
 from gendiff import plugins
 from gendiff.config import RunConfig
-from gendiff.errors import RunError
+from gendiff.errors import ConfigError, RunError
 from gendiff.modality import Modality
 
 
@@ -60,6 +60,23 @@ class Run:
         return getattr(self.config, self.modality.name)
 
 
+def writing(run: Run, values: Mapping[str, Any]) -> Run:
+    """The run with other values of the keys that say how its samples are written.
+
+    Raises:
+        ConfigError: The modality has no such key to be set, or a value is wrong.
+    """
+    name, keys = run.modality.name, run.modality.output_keys
+    for key in values:
+        if key not in keys:
+            known = ", ".join(sorted(keys)) or f"none for modality '{name}'"
+            raise ConfigError(f"--set {key}: cannot be set when sampling. Known: {known}")
+    layer = {name: dict(values)}
+    sources = {f"{name}.{key}": "--set" for key in values}
+    data = configuration.merge(configuration.dump(run.config), layer)
+    return replace(run, config=configuration.validate(run.modality, data, sources))
+
+
 def folder_of(modality: Modality, config: RunConfig) -> Path:
     """Where the run of a configuration lives."""
     return Path(config.out) / modality.name / config.name
@@ -76,7 +93,8 @@ def start(
     folder = folder_of(modality, config)
     run = Run(folder, modality, config, json.loads(json.dumps(dict(facts))))
     if (folder / "run.json").exists():
-        changes = configuration.differences(_read_config(folder), configuration.dump(config))
+        new = configuration.dump(config)
+        changes = configuration.differences(_read_config(folder), new, modality)
         if changes and not accept_changes:
             raise RunError(
                 f"{folder} was made with another configuration ({'; '.join(changes)}). "

@@ -25,9 +25,9 @@ from gendiff.config import TrainConfig
 from gendiff.data import VisitOrder, loader
 from gendiff.ema import EMA, PowerEMA, save_snapshot, snapshots
 from gendiff.errors import CheckpointError, NonFiniteError
-from gendiff.generate import Model, make_denoiser, pick_device, restore, use_bf16
+from gendiff.generate import Model, make_denoiser, make_objective, pick_device, restore, use_bf16
 from gendiff.noise import StepNoise, derive_seed
-from gendiff.objective import Loss, Objective
+from gendiff.objective import Loss
 from gendiff.pairs import Pairs
 from gendiff.runs import MetricsLog, Run
 from gendiff.spaces import Batch, join
@@ -66,16 +66,7 @@ class Trainer:
         if config.compile:
             self.network.compile()
         self.denoiser = make_denoiser(run, self.network)
-        d = run.config.diffusion
-        self.objective = Objective(
-            d.times,
-            d.weight,
-            d.stratified,
-            d.cond_dropout,
-            d.vlb_weight,
-            d.vlb_steps,
-            d.category_weight,
-        )
+        self.objective = make_objective(run)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(),
             lr=config.lr,
@@ -84,7 +75,7 @@ class Trainer:
             fused=self.device.type in ("cpu", "cuda"),
         )
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
-        self.history = d.times.start()
+        self.history = self.objective.times.start()
         self.step = 0
         self.elapsed = 0.0
         self.skipped = 0  # non-finite steps in a row

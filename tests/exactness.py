@@ -543,6 +543,31 @@ def variance_bound(g: SimpleNamespace) -> None:
         near(bound[i], 1000 * kl, 1e-8)  # of numbers of size 1e3, by cumprod
 
 
+def own_distance(g: SimpleNamespace) -> None:
+    """A modality's distance is that of the denoiser's x_hat, added at its weight."""
+    n = torch.tensor([2, 3])
+    space = g.spaces.Ragged(n, 5, 2)
+    code = g.spaces.Categories(2, 3, 0.5)
+    x, eps = (space.project(normal(5, 5, seed=s)) for s in (1, 2))
+    code.of(x).copy_(0.5 * torch.eye(3, dtype=torch.float64)[[0, 1, 2, 0, 1]])
+    t = torch.tensor([0.3, 0.6], dtype=torch.float64)
+    batch, schedule = g.spaces.Batch(x, space), g.schedules.Flow()
+    x_t = space.expand(schedule(t)[0]) * x + space.expand(schedule(t)[1]) * eps
+
+    def distance(x_hat: Any, batch: Any) -> Any:
+        return space.mean((x_hat - 2 * batch.x).abs())
+
+    for prediction in g.denoiser.PREDICTIONS:
+        denoiser = g.denoiser.Denoiser(
+            lambda x, *_: torch.sin(3 * x) + 1, schedule, prediction, 0.7, categories=(code,)
+        )
+        parts = (g.objective.Uniform(), g.objective.X())
+        plain = g.objective.Objective(*parts).at(denoiser, batch, t, eps)
+        both = g.objective.Objective(*parts, distance=distance, distance_weight=0.3)
+        found = both.at(denoiser, batch, t, eps).per_sample - plain.per_sample
+        near(found, 0.3 * distance(denoiser.bind(space)(x_t, t), batch))
+
+
 def bound_denoiser(g: SimpleNamespace) -> None:
     """A network that puts out the target exactly: x_hat is x, and c_in makes the input."""
     x, eps = normal(3, 4, seed=1), normal(3, 4, seed=2)
@@ -824,6 +849,7 @@ CHECKS: tuple[Callable[[SimpleNamespace], None], ...] = (
     reflow,
     resampler,
     variance_bound,
+    own_distance,
     bound_terms,
     bins,
     trace,

@@ -10,10 +10,15 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
+
+import gendiff as library
+from gendiff.errors import ConfigError
+from gendiff.testing import ToyModality
 
 gendiff_image = pytest.importorskip("gendiff_image", reason="pip install -e '.[image]' first")
 TINY = [
@@ -77,8 +82,6 @@ def test_help_and_plugins_import_no_torch(command: list[str], tmp_path: Path) ->
 
 
 def test_train_sample_evaluate_and_load(trained: Path) -> None:
-    import gendiff as library
-
     run = trained / "runs" / "image" / "default"
     assert (run / "samples" / "step-00000004.png").stat().st_size > 0
     done = gendiff(
@@ -265,3 +268,41 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     done = gendiff("--debug", "sample", "nowhere", cwd=tmp_path, ok=False)
     assert done.returncode == 2
     assert "Traceback" in done.stderr
+
+
+class Checked(ToyModality):
+    """The toy, whose files need a number of decimals that is not 4."""
+
+    name = "checked"
+
+    def check_output(self, config: Any, facts: Any) -> None:
+        if config.decimals == 4:
+            raise ConfigError("checked.decimals: not 4, please")
+
+
+def test_how_samples_are_written_is_set_when_sampling(tmp_path: Path) -> None:
+    library.register(Checked())
+    steps = ["train.steps=2", "train.sample_every_steps=0", "sample.preview=1"]
+    train = ["train", "--modality", "checked", f"out={tmp_path}", *steps]
+    assert here(*train).exit_code == 0
+    resumed = here(*train, "checked.decimals=3")
+    assert resumed.exit_code == 0, resumed.stderr
+    run, out = str(tmp_path / "checked" / "default"), tmp_path / "files"
+    made = ["sample", run, "-n", "2", "--steps", "2", "--out", str(out)]
+    found = []
+    for options in ([], ["--set", "decimals=1"]):
+        done = here(*made, *options)
+        assert done.exit_code == 0, done.stderr
+        found.append(json.loads((out / "00001.json").read_text())[0])
+    fine, coarse = found
+    assert fine == [round(value, 3) for value in fine] != coarse
+    assert coarse == [round(value, 1) for value in fine]
+    for wrong, message in (
+        ("decimals=9", "checked.decimals"),
+        ("decimals=4", "checked.decimals: not 4, please"),
+        ("hidden=8", "--set hidden: cannot be set when sampling. Known: decimals"),
+    ):
+        refused = here(*made[:-1], str(tmp_path / "none"), "--set", wrong)
+        assert refused.exit_code == 2
+        assert message in refused.stderr
+        assert not (tmp_path / "none").exists()

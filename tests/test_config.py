@@ -144,8 +144,10 @@ def test_a_bad_file_is_named(tmp_path: Path, content: str | bytes | None, messag
 
 
 def test_differences_leave_out_what_changes_no_result() -> None:
-    old, new = resolve("train.lr=1", "out=a"), resolve("train.lr=2", "out=b")
-    assert config.differences(config.dump(old), config.dump(new)) == ["train.lr: 1.0 -> 2.0"]
+    old, new = resolve("train.lr=1", "out=a"), resolve("train.lr=2", "out=b", "toy.decimals=2")
+    assert config.differences(config.dump(old), config.dump(new), ToyModality()) == [
+        "train.lr: 1.0 -> 2.0"
+    ]
 
 
 def test_every_option_has_a_description_and_is_shown() -> None:

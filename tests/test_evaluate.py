@@ -12,7 +12,7 @@ import pytest
 from torch import Tensor, nn
 
 from gendiff import config, runs
-from gendiff.evaluate import evaluate, heldout_likelihood, show
+from gendiff.evaluate import evaluate, heldout_likelihood, heldout_loss, show
 from gendiff.generate import Model
 from gendiff.spaces import Cond, Space
 from gendiff.testing import ExactNetwork, Gaussian, ToyModality
@@ -110,3 +110,29 @@ def test_the_seed_names_the_probes(tmp_path: Path) -> None:
     model = trainer(ToyModality(), tmp_path, "toy.kind=ragged").model()
     found = [heldout_likelihood(model, 8, 2, seed)["nats_per_dim"] for seed in (0, 0, 1)]
     assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize("kind", ["dense", "masked", "ragged"])
+def test_a_modality_s_own_distance_is_trained_and_told(kind: str, tmp_path: Path) -> None:
+    """Of Gaussian data: sqrt(2 / pi) of the posterior's deviation, which the network knows."""
+    options = [f"toy.kind={kind}", "toy.centred=0", "toy.items=2048", "diffusion.weight=x"]
+    losses = []
+    for weight in (0, 3):
+        more = ["toy.distance=true", f"diffusion.distance_weight={weight}"]
+        model = trainer(ToyModality(), tmp_path / str(weight), *options, *more).model()
+        losses.append(heldout_loss(exact_model(model)))
+    for level in (-4, 0, 4):
+        deviation = (VARIANCE / (1 + VARIANCE * math.exp(level))) ** 0.5
+        square, both = (found[str(level)] for found in losses)
+        assert square == pytest.approx(deviation**2, rel=0.05)  # 2048 items of some numbers
+        assert both - square == pytest.approx(3 * (2 / math.pi) ** 0.5 * deviation, rel=0.03)
+
+
+def test_a_distance_changes_the_steps(tmp_path: Path) -> None:
+    weights = []
+    for weight in (0, 3):
+        options = ["toy.distance=true", f"diffusion.distance_weight={weight}"]
+        steps = trainer(ToyModality(), tmp_path / str(weight), *options)
+        steps.advance([next(steps.batches())])
+        weights.append(steps.network.last.weight.detach().clone())
+    assert not weights[0].equal(weights[1])

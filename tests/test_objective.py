@@ -33,7 +33,13 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 @pytest.mark.parametrize(
     "check",
-    [exactness.weights, exactness.densities, exactness.resampler, exactness.variance_bound],
+    [
+        exactness.weights,
+        exactness.densities,
+        exactness.resampler,
+        exactness.variance_bound,
+        exactness.own_distance,
+    ],
 )
 def test_formulas(check: object) -> None:
     check(exactness.engine())  # type: ignore[operator]

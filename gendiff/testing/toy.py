@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -44,6 +44,8 @@ class ToyConfig(Section):
     hidden: int = Field(32, ge=4, description="width of the network")
     centred: int = Field(3, ge=0, le=WIDTH, description="centred columns, ragged only")
     types: bool = Field(False, description="append a one-hot code of the class to every row")
+    distance: bool = Field(False, description="add the mean absolute error to the loss")
+    decimals: int = Field(6, ge=0, le=6, description="of the numbers in a written file")
 
     @property
     def width(self) -> int:
@@ -138,6 +140,7 @@ class ToyModality(Modality):
     name: ClassVar[str] = "toy"
     summary: ClassVar[str] = "Gaussian rows with a class, for tests"
     Config: ClassVar[type[Section]] = ToyConfig
+    output_keys: ClassVar[frozenset[str]] = frozenset({"decimals"})
     defaults: ClassVar[Mapping[str, Any]] = {
         "diffusion": {"data_std": 1.0},
         "train": {
@@ -174,6 +177,13 @@ class ToyModality(Modality):
 
     def categories(self, config: ToyConfig, facts: Mapping[str, Any]) -> tuple[Categories, ...]:
         return _categories(config)
+
+    def distance(
+        self, config: ToyConfig, facts: Mapping[str, Any]
+    ) -> Callable[[Tensor, Batch], Tensor] | None:
+        if not config.distance:
+            return None
+        return lambda x_hat, batch: batch.space.mean((x_hat - batch.x).abs())
 
     def templates(
         self, config: ToyConfig, facts: Mapping[str, Any], request: Request
@@ -224,7 +234,8 @@ class ToyModality(Modality):
         paths = []
         for row, sample in enumerate(ids):
             path = folder / f"{sample:05d}.json"
-            path.write_text(json.dumps(batch.select([row]).x.tolist()))
+            numbers = batch.select([row]).x.double().round(decimals=config.decimals)
+            path.write_text(json.dumps(numbers.tolist()))
             paths.append(path)
         return paths
 

@@ -3,20 +3,22 @@
 Magnitudes of a Hann-windowed Fourier transform without centring, the wave extended by reflection
 by (n_fft - hop) / 2 on both sides, through a Slaney filter bank with Slaney norm, and the natural
 logarithm of what is at least 1e-5 (Kong et al., 2020, https://arxiv.org/abs/2010.05646): what
-HiFi-GAN, BigVGAN and their like accept.
+HiFi-GAN, BigVGAN and their like accept. ``vocos24khz`` is what Vocos was published with (Siuzdak,
+2023, https://arxiv.org/abs/2306.00814): frames centred at multiples of the hop, bands on the HTK
+scale without norm, a floor of 1e-7. Of its T // hop + 1 frames the last is left out, so that in
+every convention a frame stands for ``hop`` samples.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from gendiff.errors import DataError
-
-FLOOR = 1e-5
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,10 @@ class MelConvention:
         mels: Bands.
         low_hz: Lower end of the lowest band.
         high_hz: Upper end of the highest band.
+        floor: Least value before the logarithm.
+        power: What is added to the squared magnitude of each bin.
+        bands: ``slaney``, with Slaney norm, or ``htk``, without norm.
+        centred: Frame k is centred at sample k * hop, half a hop before HiFi-GAN's.
     """
 
     sample_rate_hz: int
@@ -40,6 +46,15 @@ class MelConvention:
     mels: int
     low_hz: float
     high_hz: float
+    floor: float = 1e-5
+    power: float = 1e-9
+    bands: Literal["slaney", "htk"] = "slaney"
+    centred: bool = False
+
+    @property
+    def pad(self) -> int:
+        """Samples by which the first and the last frame stick out of the wave."""
+        return self.n_fft // 2 if self.centred else (self.n_fft - self.hop) // 2
 
 
 CONVENTIONS = {
@@ -47,6 +62,9 @@ CONVENTIONS = {
     "16khz": MelConvention(16000, 1024, 256, 1024, 80, 0, 8000),
     "22khz": MelConvention(22050, 1024, 256, 1024, 80, 0, 8000),  # HiFi-GAN's
     "24khz": MelConvention(24000, 1024, 256, 1024, 100, 0, 12000),
+    "vocos24khz": MelConvention(
+        24000, 1024, 256, 1024, 100, 0, 12000, 1e-7, 0.0, bands="htk", centred=True
+    ),
 }
 
 
@@ -61,8 +79,8 @@ def filters(convention: MelConvention) -> Tensor:
         convention.high_hz,
         convention.mels,
         convention.sample_rate_hz,
-        norm="slaney",
-        mel_scale="slaney",
+        norm="slaney" if convention.bands == "slaney" else None,
+        mel_scale=convention.bands,
     )
     return bank
 
@@ -73,7 +91,7 @@ def log_mel(wave: Tensor, convention: MelConvention) -> Tensor:
     Raises:
         DataError: The wave is shorter than the reflection needs.
     """
-    pad = (convention.n_fft - convention.hop) // 2
+    pad = convention.pad
     if len(wave) <= max(pad, convention.hop):
         raise DataError(
             f"too short: {len(wave)} samples at {convention.sample_rate_hz} Hz. "
@@ -89,9 +107,10 @@ def log_mel(wave: Tensor, convention: MelConvention) -> Tensor:
         torch.hann_window(convention.window, dtype=torch.float64),
         center=False,
         return_complex=True,
-    )
-    magnitude = (spectrum.abs().square() + 1e-9).sqrt()
-    return (filters(convention).T.double() @ magnitude).clamp(min=FLOOR).log().float()
+    )[:, : len(wave) // convention.hop]
+    magnitude = (spectrum.abs().square() + convention.power).sqrt()
+    bands = filters(convention).T.double() @ magnitude
+    return bands.clamp(min=convention.floor).log().float()
 
 
 def griffin_lim(
@@ -126,7 +145,7 @@ def griffin_lim(
             rand_init=True,
         )
     # Griffin-Lim's frame k is centred at k * hop, HiFi-GAN's half a hop later.
-    half = convention.hop // 2
+    half = 0 if convention.centred else convention.hop // 2
     return torch.nn.functional.pad(wave, (half, 0))[: frames * convention.hop]
 
 

@@ -13,14 +13,18 @@ MOST = 24
 
 
 def grid(
-    mels: Sequence[Tensor], titles: Sequence[str], convention: MelConvention, path: Path
+    mels: Sequence[Tensor],
+    titles: Sequence[str],
+    convention: MelConvention,
+    path: Path,
+    columns: int = 5,
 ) -> Path:
     """Log mels (mels, T), drawn on one scale of colours with seconds and bands as axes, as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     count = min(len(mels), MOST)
-    columns = min(5, count)
+    columns = min(columns, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(2.6 * columns, 1.9 * rows), dpi=90, layout="constrained")
     FigureCanvasAgg(figure)

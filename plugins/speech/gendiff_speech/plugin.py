@@ -35,6 +35,9 @@ class SpeechConfig(Section):
         (1, 2, 4, 8), min_length=1, description="of the blocks' convolutions, gone round"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="before each convolution")
+    vocoder: str = Field(
+        "griffin_lim", description="or a vocoder run, or HiFi-GAN's or Vocos' weights: a path"
+    )
 
 
 class SpeechModality(Modality):
@@ -43,6 +46,7 @@ class SpeechModality(Modality):
     name: ClassVar[str] = "speech"
     summary: ClassVar[str] = "spoken words as mel-spectrograms, with text and speakers"
     Config: ClassVar[type[Section]] = SpeechConfig
+    output_keys: ClassVar[frozenset[str]] = frozenset({"vocoder"})
     # For spoken digits, on one core; configs/speech/digits.yaml is the same recipe as a file.
     defaults: ClassVar[Mapping[str, Any]] = {
         "threads": 1,
@@ -67,10 +71,13 @@ class SpeechModality(Modality):
 
         Raises:
             DataError: The corpus is missing or damaged, or there is no synthesiser.
+            ConfigError, CheckpointError: The vocoder cannot be used.
         """
         from gendiff_speech import data
 
-        return data.prepare(config)
+        report = data.prepare(config)
+        self.check_output(config, report.facts)
+        return report
 
     def dataset(self, config: SpeechConfig, facts: Mapping[str, Any], split: str) -> Dataset[Any]:
         """See :meth:`gendiff.Modality.dataset`. An item is :class:`gendiff_speech.data.Item`."""
@@ -190,6 +197,17 @@ class SpeechModality(Modality):
         cond.values["kept"] = kept.expand(count, -1)
         return Given(batch, kept.expand(space.shape))
 
+    def check_output(self, config: SpeechConfig, facts: Mapping[str, Any]) -> None:
+        """Opens the vocoder.
+
+        Raises:
+            ConfigError, CheckpointError: It cannot be used; see
+                :func:`gendiff_speech.vocoders.open_vocoder`.
+        """
+        from gendiff_speech import data, vocoders
+
+        vocoders.open_vocoder(config.vocoder, data.convention(facts))
+
     def write(
         self,
         config: SpeechConfig,
@@ -198,7 +216,7 @@ class SpeechModality(Modality):
         folder: Path,
         ids: Sequence[int],
     ) -> list[Path]:
-        """A WAV by Griffin-Lim (``00017.wav``) of each sample and its log mel (``00017.npy``).
+        """A WAV by the vocoder (``00017.wav``) of each sample and its log mel (``00017.npy``).
 
         Where a part of a recording was kept, the log mel there is the recording's to the bit, and
         the WAV holds its samples; see :func:`gendiff_speech.editing.with_source`.
@@ -206,15 +224,16 @@ class SpeechModality(Modality):
         import numpy as np
         import torch
 
-        from gendiff_speech import audio, data, editing
-        from gendiff_speech.mel import griffin_lim, log_mel
+        from gendiff_speech import audio, data, editing, vocoders
+        from gendiff_speech.mel import log_mel
 
         convention = data.convention(facts)
+        vocoder = vocoders.open_vocoder(config.vocoder, convention)
         values = {} if batch.cond is None else batch.cond.values
         paths = []
         for row, (sample, mel) in enumerate(zip(ids, _mels(facts, batch), strict=True)):
             path = folder / f"{sample:05d}.wav"
-            wave = griffin_lim(mel, convention)
+            wave = vocoder(mel)
             if "kept" in values:
                 kept, source = values["kept"][row].cpu(), values["source"][row].cpu()
                 mel = torch.where(kept, log_mel(source, convention), mel)
