@@ -206,6 +206,11 @@ def observe(run: str, step: int, metrics: dict[str, float]) -> None:
     _extras().hook.gendiff_metrics(run=run, step=step, metrics=metrics)
 
 
+def observe_preview(run: str, step: int, path: str) -> None:
+    """Tells the observers of a picture that a run has drawn."""
+    _extras().hook.gendiff_preview(run=run, step=step, path=path)
+
+
 @contextmanager
 def without_torch() -> Iterator[None]:
     """Makes ``import torch`` fail inside: a plugin's entry-point module must not need it."""

@@ -11,7 +11,16 @@ from pydantic import Field
 
 from gendiff import hookimpl
 from gendiff.errors import ConfigError
-from gendiff.modality import DataReport, Measure, Modality, Request, Section
+from gendiff.modality import (
+    DataReport,
+    Exhibit,
+    Measure,
+    Modality,
+    Picture,
+    Request,
+    Section,
+    Sound,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -178,14 +187,29 @@ class SpeechModality(Modality):
         """Mel-spectrograms with what they say, and who."""
         from gendiff_speech import data, pictures
 
-        assert batch.cond is not None
-        titles = [
-            f"{facts['texts'][text]} ({facts['speakers'][speaker]})"
-            for text, speaker in zip(
-                batch.cond["text"].tolist(), batch.cond["speaker"].tolist(), strict=True
-            )
-        ]
+        titles = [f"{text} ({speaker})" for text, speaker in _said(facts, batch)]
         return pictures.grid(_mels(facts, batch), titles, data.convention(facts), path)
+
+    def exhibits(
+        self, config: SpeechConfig, facts: Mapping[str, Any], batch: Batch, ids: Sequence[int]
+    ) -> list[Exhibit]:
+        """The mel-spectrogram, its sound by Griffin-Lim, and what is said by whom."""
+        import numpy as np
+
+        from gendiff_speech import audio, data, pictures
+        from gendiff_speech.mel import griffin_lim
+
+        convention = data.convention(facts)
+        rate = convention.sample_rate_hz
+        mean, std = np.array(facts["mean"]), np.array(facts["std"])
+        low, high = float((mean - 2.5 * std).min()), float((mean + 2.5 * std).max())
+        shown = []
+        for mel, (text, speaker) in zip(_mels(facts, batch), _said(facts, batch), strict=True):
+            picture = Picture(pictures.png(mel, low, high))
+            sound = Sound(audio.wav(griffin_lim(mel, convention), rate))
+            seconds = f"{mel.shape[1] * convention.hop / rate:.2f} s"
+            shown.append(Exhibit((picture, sound), text, (speaker, seconds)))
+        return shown
 
     def metrics(
         self,
@@ -235,6 +259,16 @@ def _mels(facts: Mapping[str, Any], batch: Batch) -> list[Tensor]:
     x = batch.x.float().cpu()
     return [
         mel[:, :length] * std + mean for mel, length in zip(x, space.lengths.tolist(), strict=True)
+    ]
+
+
+def _said(facts: Mapping[str, Any], batch: Batch) -> list[tuple[str, str]]:
+    """Each sample's text and speaker."""
+    assert batch.cond is not None
+    texts, speakers = batch.cond["text"].tolist(), batch.cond["speaker"].tolist()
+    return [
+        (facts["texts"][text], facts["speakers"][speaker])
+        for text, speaker in zip(texts, speakers, strict=True)
     ]
 
 
