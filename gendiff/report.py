@@ -87,7 +87,11 @@ class Told:
 
 
 def write(
-    folders: Sequence[Path], out: Path | None, n: int = 16, seed: int = 0, device: str | None = None
+    folders: Sequence[Path],
+    out: Path | None,
+    n: int = 16,
+    seed: int = 0,
+    device: str | None = None,
 ) -> Path:
     """Draws samples of each run and writes the page.
 
@@ -126,7 +130,7 @@ def _plotly() -> str:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
         raise ConfigError(
-            f"report: {error.name} is not installed. pip install 'gendiff[report]'"
+            f"report: {str(error.name).partition('.')[0]} is not installed. pip install 'gendiff[report]'"
         ) from None
     source: str = get_plotlyjs()
     return source
@@ -140,6 +144,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 def _told(folder: Path, name: str, n: int, seed: int, device: str | None) -> Told:
     run = runs.load(folder)
+    evaluation = _evaluation(folder / "evaluation.json")
     try:
         drawn = _drawn(folder, n, seed, device)
     except CheckpointError as error:
@@ -152,7 +157,7 @@ def _told(folder: Path, name: str, n: int, seed: int, device: str | None) -> Tol
         run,
         json.loads((folder / "run.json").read_text()),
         _metrics(folder / "metrics.jsonl"),
-        _evaluation(folder / "evaluation.json"),
+        evaluation,
         _history(run.samples),
         drawn,
     )
@@ -198,7 +203,11 @@ def _evaluation(path: Path) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(path.read_text())
-        return {"heldout_likelihood": None, **found, "measures": [Measure(**m) for m in found["measures"]]}
+        return {
+            "heldout_likelihood": None,
+            **found,
+            "measures": [Measure(**m) for m in found["measures"]],
+        }
     except (ValueError, KeyError, TypeError):
         raise RunError(f"{path} is damaged. Run 'gendiff evaluate' again") from None
 
@@ -208,9 +217,7 @@ def _history(folder: Path) -> dict[int, Picture]:
     paths = sorted(folder.glob("step-*.png"))
     last = len(paths) - 1
     some = sorted({round(i * last / (STAGES - 1)) for i in range(STAGES)}) if paths else []
-    return {
-        int(paths[i].stem.removeprefix("step-")): Picture(paths[i].read_bytes()) for i in some
-    }
+    return {int(paths[i].stem.removeprefix("step-")): Picture(paths[i].read_bytes()) for i in some}
 
 
 # --- the page ----------------------------------------------------------------------------------
@@ -234,6 +241,7 @@ def page(told: Sequence[Told], seed: int, plotly: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     scenes: list[Any] = []
     shown = [_shown(one, scenes) for one in told]
     source = files("gendiff") / "templates"
@@ -364,7 +372,9 @@ def _sampling(one: Told) -> str:
         flat = configuration.flatten(value)
         name = flat.pop("name", None)
         more = ", ".join(f"{k} {_text(v)}" for k, v in flat.items() if k)
-        said.append(f"{key}: {_text(value) if name is None else name}{f' ({more})' if more else ''}")
+        said.append(
+            f"{key}: {_text(value) if name is None else name}{f' ({more})' if more else ''}"
+        )
     return "; ".join(said)
 
 

@@ -34,7 +34,7 @@ function traces(kind, run) {
     const { steps, bins } = data.runs[run];
     const names = Object.keys(bins);
     return names.map((name, i) =>
-      line(steps, smooth(bins[name]), name.replace("..", " to "), ramp(i / Math.max(1, names.length - 1))));
+      line(steps, smooth(bins[name]), name.replace("..", " to "), ramp(i / Math.max(1, names.length - 1)), { connectgaps: true }));
   }
   return data.runs.flatMap((one, i) => {
     const colour = css(`--run-${i % 6}`);
@@ -53,7 +53,7 @@ function chart(box) {
   const { chart: kind, run } = box.dataset;
   const lines = traces(kind, run);
   const axis = { gridcolor: css("--line"), zeroline: false, linecolor: css("--line"), automargin: true };
-  const steps = kind !== "heldout";
+  const steps = kind !== "heldout", logarithmic = ["loss", "bins", "heldout"].includes(kind);
   const layout = {
     paper_bgcolor: "#0000", plot_bgcolor: "#0000", dragmode: false, hovermode: "x unified",
     font: { family: "system-ui, sans-serif", size: 12, color: css("--quiet") },
@@ -61,8 +61,7 @@ function chart(box) {
     margin: { l: 8, r: 8, t: 10, b: 8 },
     xaxis: { ...axis, title: { text: steps ? "training step" : "log-SNR" }, fixedrange: true },
     yaxis: { ...axis, fixedrange: true, nticks: 7,
-      type: ["loss", "bins", "heldout"].includes(kind) ? "log" : "linear",
-      tickformat: kind === "lr" ? ".1e" : "" },
+      type: logarithmic ? "log" : "linear", tickformat: kind === "lr" ? "~e" : ".3~g" },
     showlegend: lines.filter((l) => l.showlegend !== false).length > 1,
     legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
   };
