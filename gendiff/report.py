@@ -129,8 +129,9 @@ def _plotly() -> str:
         import jinja2  # noqa: F401
         from plotly.offline import get_plotlyjs
     except ImportError as error:
+        missing = str(error.name).partition(".")[0]
         raise ConfigError(
-            f"report: {str(error.name).partition('.')[0]} is not installed. pip install 'gendiff[report]'"
+            f"report: {missing} is not installed. pip install 'gendiff[report]'"
         ) from None
     source: str = get_plotlyjs()
     return source
@@ -436,13 +437,15 @@ def _bars(rows: Sequence[tuple[int, Measure]]) -> list[dict[str, Any]]:
     values = [(index, m.value) for index, m in rows] + [(None, floor) for floor in floors]
     finite = [abs(v) for _, v in values if math.isfinite(v)]
     most = max(finite, default=0) or 1
-    best = (min if rows[0][1].better == "lower" else max)(m.value for _, m in rows)
+    runs_values = [m.value for _, m in rows]
+    best = (min if rows[0][1].better == "lower" else max)(runs_values)
+    alone = len(rows) > 1 and runs_values.count(best) == 1
     return [
         {
             "run": index,
             "text": f"{v:.4g}",
             "percent": round(100 * abs(v) / most, 1) if math.isfinite(v) else 0,
-            "best": index is not None and len(rows) > 1 and v == best,
+            "best": index is not None and alone and v == best,
         }
         for index, v in values
     ]

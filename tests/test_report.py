@@ -228,18 +228,20 @@ def test_nothing_is_fetched(toys: Path) -> None:
 
 def test_runs_are_compared_where_they_differ(toys: Path) -> None:
     a, b = toys / "toy" / "a", toys / "toy" / "b"
-    evaluated(a, Measure("offset", 0.5, "lower", 0.1), Measure("share", 0.8, "higher", 1.0))
-    evaluated(b, Measure("offset", 0.25, "lower", 0.1), Measure("share", 0.4, "higher", 1.0))
+    tie = Measure("tie", 1.0, "higher")
+    evaluated(a, Measure("offset", 0.5, "lower", 0.1), Measure("share", 0.8, "higher", 1.0), tie)
+    evaluated(b, Measure("offset", 0.25, "lower", 0.1), Measure("share", 0.4, "higher", 1.0), tie)
     page = told(a, b)
     rows = " ".join(page.text.split()).partition("Where they differ")[2].split("gendiff")[0]
     assert "train.lr 0.01 0.002" in rows
     assert "run.name a b" in rows
     assert "train.steps" not in rows
     assert [one["name"] for one in page.data["runs"]] == ["toy/a", "toy/b"]
-    offset, share = report._measures([report._told(f, f.name, 1, 0, None) for f in (a, b)])
+    offset, share, equal = report._measures([report._told(f, f.name, 1, 0, None) for f in (a, b)])
     assert [bar["best"] for bar in offset["bars"]] == [False, True, False]
     assert [bar["percent"] for bar in offset["bars"]] == [100, 50, 20]
     assert [bar["best"] for bar in share["bars"]] == [True, False, False]
+    assert [bar["best"] for bar in equal["bars"]] == [False, False]
 
 
 def test_runs_of_one_name_are_told_apart_by_their_paths(toys: Path, tmp_path: Path) -> None:

@@ -52,6 +52,8 @@ function traces(kind, run) {
 function chart(box) {
   const { chart: kind, run } = box.dataset;
   const lines = traces(kind, run);
+  const heights = lines.flatMap((l) => l.y).filter((v) => v > 0);
+  const broad = Math.max(...heights) > 5 * Math.min(...heights);
   const axis = { gridcolor: css("--line"), zeroline: false, linecolor: css("--line"), automargin: true };
   const steps = kind !== "heldout", logarithmic = ["loss", "bins", "heldout"].includes(kind);
   const layout = {
@@ -61,7 +63,7 @@ function chart(box) {
     margin: { l: 8, r: 8, t: 10, b: 8 },
     xaxis: { ...axis, title: { text: steps ? "training step" : "log-SNR" }, fixedrange: true },
     yaxis: { ...axis, fixedrange: true, nticks: 7,
-      type: logarithmic ? "log" : "linear", tickformat: kind === "lr" ? "~e" : ".3~g" },
+      type: logarithmic ? "log" : "linear", ...(logarithmic && broad && { dtick: "D2" }), tickformat: kind === "lr" ? "~e" : ".3~g" },
     showlegend: lines.filter((l) => l.showlegend !== false).length > 1,
     legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
   };
