@@ -544,7 +544,7 @@ def exhibits(molecules: Molecules) -> list[Exhibit]:
             if sketch is not None:
                 parts.append(Picture(_png(sketch), drawing=True))
         title = rdMolDescriptors.CalcMolFormula(read.mol) if read.valid else "not valid"
-        remark = _caption(read, explicit)[0].removeprefix("not valid: ")
+        remark = read.trouble or _caption(read, explicit)[0].removeprefix("not valid: ")
         shown.append(Exhibit(tuple(parts), title, (remark, f"{len(numbers)} atoms")))
     return shown
 

@@ -205,7 +205,7 @@ def centres(scene: object) -> np.ndarray:
 
 def test_an_exhibit_is_the_molecule_turned_but_not_mirrored() -> None:
     found = molecules("C[C@H](O)C#N", "C=O")
-    for i, (exhibit, sticks) in enumerate(zip(exhibits(found), (12 * 2 - 2, 4 * 2), strict=True)):
+    for i, (exhibit, lines) in enumerate(zip(exhibits(found), (8 + 3, 2 + 2), strict=True)):
         scene, sketch = exhibit.parts
         assert isinstance(scene, Scene)
         assert isinstance(sketch, Picture)
@@ -216,15 +216,15 @@ def test_an_exhibit_is_the_molecule_turned_but_not_mirrored() -> None:
         if i == 0:  # the other is flat
             assert np.allclose(turn @ turn.T, np.eye(3), atol=1e-4)
             assert np.linalg.det(turn) > 0.99
-        assert len(scene.sticks) == sticks  # both halves of each of a bond's lines
+        assert len(scene.sticks) == 2 * lines  # two halves; a double bond has two lines
         ends = np.array([stick.start for stick in scene.sticks[::2]])
         assert np.linalg.norm(ends[:, None] - y[None], axis=2).min(1).max() < 0.2
         still = np.asarray(Image.open(io.BytesIO(scene.still.png)))
         assert still[0, 0, 3] == 0
-        assert (still[..., 3] == 255).mean() > 0.05
+        assert (still[..., 3] == 255).mean() > 0.03
     title, notes = exhibits(found)[0].title, exhibits(found)[0].notes
     assert title == "C3H5NO"
-    assert notes == (found.smiles[0] and "CC(O)C#N", "10 atoms")
+    assert notes == ("CC(O)C#N", "10 atoms")
 
 
 def test_stages_have_one_camera() -> None:
