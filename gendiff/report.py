@@ -26,6 +26,7 @@ from gendiff.spaces import join
 
 STAGES = 12  # frames of a film, and at most so many pictures of a run's history
 SMALL = 64  # pixels: pictures up to this side are enlarged without blur
+COLOURS = 6  # of runs, in the style sheet; more runs go round them
 LISTED = 24  # a fact with more entries is told by their number
 
 
@@ -205,9 +206,10 @@ def _evaluation(path: Path) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_text())
         return {
-            "heldout_likelihood": None,
-            **found,
+            **{key: found[key] for key in ("step", "samples", "seed", "network_calls")},
             "measures": [Measure(**m) for m in found["measures"]],
+            "heldout_loss_by_log_snr": found["heldout_loss_by_log_snr"],
+            "heldout_likelihood": found.get("heldout_likelihood"),
         }
     except (ValueError, KeyError, TypeError):
         raise RunError(f"{path} is damaged. Run 'gendiff evaluate' again") from None
@@ -215,7 +217,7 @@ def _evaluation(path: Path) -> dict[str, Any] | None:
 
 def _history(folder: Path) -> dict[int, Picture]:
     """Some of the pictures drawn in training, the first and the last among them."""
-    paths = sorted(folder.glob("step-*.png"))
+    paths = sorted(folder.glob("step-[0-9]*.png"))
     last = len(paths) - 1
     some = sorted({round(i * last / (STAGES - 1)) for i in range(STAGES)}) if paths else []
     return {int(paths[i].stem.removeprefix("step-")): Picture(paths[i].read_bytes()) for i in some}
@@ -244,7 +246,7 @@ def page(told: Sequence[Told], seed: int, plotly: str) -> str:
     )
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     scenes: list[Any] = []
-    shown = [_shown(one, scenes) for one in told]
+    shown = [_shown(one, scenes) | {"dot": f"run-{i % COLOURS}"} for i, one in enumerate(told)]
     source = files("gendiff") / "templates"
     return environment.get_template("report.html").render(
         runs=shown,
