@@ -370,6 +370,10 @@ def test_a_browser_shows_it_all(toys: Path, scheme: Any) -> None:
         tab.locator(".stage .view").scroll_into_view_if_needed()
         tab.wait_for_selector(".stage canvas")
         tab.wait_for_function("document.querySelector('.stage .view').data[0].x.length > 300")
+        eye = "Object.values(document.querySelector('.stage .view').layout.scene.camera.eye)"
+        far = tab.evaluate(eye)
+        tab.locator(".stage [data-do=closer]").click()
+        assert tab.evaluate(eye) == pytest.approx([0.8 * part for part in far])
         tab.wait_for_function(
             "[...document.querySelectorAll('audio[src]')].every(a => a.duration > 0.4)"
         )
