@@ -19,16 +19,21 @@ DEVELOPMENT = [
     "hypothesis",
     "librosa",
     "mypy",
+    "playwright",  # drives a Chromium that is there already, to look at reports
     "pytest",
     "pytest-xdist",
     "ruff",
     "scipy",
     "types-PyYAML",
 ]
+REPORT = ["jinja2>=3.1", "plotly>=6"]
 
 
 class Extras(MetadataHookInterface):
-    """One extra for each folder in plugins/, ``all`` of them, and ``dev``."""
+    """One extra for each folder in plugins/, ``report``, ``all`` and ``dev``.
+
+    ``all`` has the modalities and the report; what observes every run is asked for by name.
+    """
 
     def update(self, metadata: dict[str, Any]) -> None:
         plugins = sorted(path.parent for path in Path(self.root).glob("plugins/*/pyproject.toml"))
@@ -37,5 +42,14 @@ class Extras(MetadataHookInterface):
             path.name: [f"gendiff-{path.name}" + ("" if release else f" @ {path.as_uri()}")]
             for path in plugins
         }
-        everything = [requirement for extra in extras.values() for requirement in extra]
-        metadata["optional-dependencies"] = extras | {"all": everything, "dev": DEVELOPMENT}
+        modalities = [
+            requirement
+            for path in plugins
+            if "gendiff.modalities" in (path / "pyproject.toml").read_text()
+            for requirement in extras[path.name]
+        ]
+        metadata["optional-dependencies"] = extras | {
+            "report": REPORT,
+            "all": modalities + REPORT,
+            "dev": DEVELOPMENT + REPORT,
+        }

@@ -374,6 +374,34 @@ def evaluate(
     click.echo(f"written to {model.run.folder / 'evaluation.json'}")
 
 
+@main.command()
+@click.argument(
+    "folders", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path)
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="The file.  [default: RUN/report.html]"
+)
+@click.option(
+    "-n", "count", type=click.IntRange(min=1), default=16, show_default=True, help="Samples."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed.")
+@click.option("--device", help="In place of the run's: cpu, cuda, …")
+def report(
+    folders: tuple[Path, ...], out: Path | None, count: int, seed: int, device: str | None
+) -> None:
+    """Tell all of a run in one HTML file, or compare several.
+
+    \b
+    gendiff report runs/NAME/default
+    gendiff report runs/NAME/a runs/NAME/b --out comparison.html
+    """
+    from gendiff import console
+    from gendiff import report as telling
+
+    path = telling.write(folders, out, count, seed, device)
+    console.say(f"report: {path} ({path.stat().st_size / 2**20:.1f} MiB)")
+
+
 @main.command("fit-grid")
 @_sampling
 @click.option(

@@ -28,3 +28,11 @@ def gendiff_parts() -> Mapping[str, Mapping[str, type[Any]]]:  # type: ignore[em
 @hookspec
 def gendiff_metrics(run: str, step: int, metrics: Mapping[str, float]) -> None:
     """Observes what a run logs. Entry-point group ``gendiff.plugins``."""
+
+
+@hookspec
+def gendiff_preview(run: str, step: int, path: str) -> None:
+    """Observes the pictures that a run draws in training. Entry-point group ``gendiff.plugins``.
+
+    The same samples each time, as a PNG.
+    """

@@ -8,11 +8,12 @@ so that ``gendiff plugins`` stays instant.
 
 from __future__ import annotations
 
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -107,6 +108,77 @@ class Measure:
     better: str
     floor: float | None = None
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of a sample.
+
+    Args:
+        png: The content of a PNG file.
+        drawing: Dark lines on white, of which a dark page shows the negative.
+    """
+
+    png: bytes
+    drawing: bool = False
+
+
+@dataclass(frozen=True)
+class Sound:
+    """The sound of a sample.
+
+    Args:
+        wav: The content of a WAV file.
+    """
+
+    wav: bytes
+
+
+class Ball(NamedTuple):
+    """A ball of a :class:`Scene`: its centre and radius in the scene's unit, its RGB colour."""
+
+    centre: tuple[float, float, float]
+    radius: float
+    colour: int  # 0xRRGGBB
+
+
+class Stick(NamedTuple):
+    """A cylinder of a :class:`Scene`: its ends and radius in the scene's unit, its colour."""
+
+    start: tuple[float, float, float]
+    end: tuple[float, float, float]
+    radius: float
+    colour: int  # 0xRRGGBB
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Balls and sticks in space, to be turned: x to the right, y up, z towards who looks.
+
+    Args:
+        balls: The balls.
+        sticks: The sticks.
+        still: A picture of it, for where nothing can turn.
+    """
+
+    balls: Sequence[Ball]
+    sticks: Sequence[Stick]
+    still: Picture
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A sample as a report shows it.
+
+    Args:
+        parts: What is seen and heard of it, the most telling first.
+        title: What it is, in a few words, or nothing.
+        notes: What there is to say of it, a few words each.
+    """
+
+    parts: tuple[Picture | Sound | Scene, ...]
+    title: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class Modality(ABC):
@@ -250,6 +322,29 @@ class Modality(ABC):
         None from a modality that has no such picture.
         """
         return None
+
+    def exhibits(
+        self, config: Any, facts: Mapping[str, Any], batch: Batch, ids: Sequence[int]
+    ) -> list[Exhibit]:
+        """Each sample by itself, as ``gendiff report`` shows it; also those on their way.
+
+        Unless a modality says more: the picture that :meth:`preview` draws of it.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            paths = [
+                self.preview(config, facts, batch.select([row]), Path(folder) / f"{row}.png")
+                for row in range(len(ids))
+            ]
+            return [Exhibit((Picture(path.read_bytes()),)) for path in paths]
+
+    def stages(
+        self, config: Any, facts: Mapping[str, Any], frames: Sequence[Batch]
+    ) -> list[Exhibit]:
+        """How one sample came about, an exhibit a frame; ``frames`` are those of :meth:`film`.
+
+        A modality overrides it where frames must not be shown each by itself: from one camera.
+        """
+        return [self.exhibits(config, facts, frame, [0])[0] for frame in frames]
 
     @abstractmethod
     def metrics(

@@ -205,7 +205,34 @@ def extra_parts(kind: str) -> dict[str, type[Any]]:
 
 def observe(run: str, step: int, metrics: dict[str, float]) -> None:
     """Tells the observers what a run logs."""
-    _extras().hook.gendiff_metrics(run=run, step=step, metrics=metrics)
+    _tell("gendiff_metrics", run=run, step=step, metrics=metrics)
+
+
+def observe_preview(run: str, step: int, path: str) -> None:
+    """Tells the observers of a picture that a run has drawn."""
+    _tell("gendiff_preview", run=run, step=step, path=path)
+
+
+_SILENT: set[tuple[str, str]] = set()  # hooks and the plugins that failed in them
+
+
+def _tell(hook: str, **what: Any) -> None:
+    """Calls a hook of each observer; one that fails is left out from then on."""
+    pm = _extras()
+    for name, observer in pm.list_name_plugin():
+        if (hook, name) in _SILENT:
+            continue
+        others = [plugin for plugin in pm.get_plugins() if plugin is not observer]
+        try:
+            pm.subset_hook_caller(hook, others)(**what)
+        except Exception as error:  # hours of training must not end for a tracker
+            _SILENT.add((hook, name))
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            print(
+                f"warning: plugin '{name}' failed in {hook} and is not called there again: "
+                f"{reason}",
+                file=sys.stderr,
+            )
 
 
 @contextmanager

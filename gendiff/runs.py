@@ -197,8 +197,18 @@ class MetricsLog:
         """Appends the metrics of a step and tells the observers."""
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
-        numbers = {k: v for k, v in metrics.items() if isinstance(v, (int, float))}
-        plugins.observe(self._run, step, numbers)
+        plugins.observe(self._run, step, _numbers(metrics))
+
+
+def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers alone; those of an inner mapping get its name: ``loss_by_log_snr/-4..0``."""
+    found: dict[str, float] = {}
+    for key, value in metrics.items():
+        if isinstance(value, Mapping):
+            found |= _numbers(value, f"{prefix}{key}/")
+        elif isinstance(value, (int, float)):
+            found[prefix + key] = value
+    return found
 
 
 def _step_of(line: str) -> float:

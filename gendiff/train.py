@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gendiff import checkpoint, console
+from gendiff import checkpoint, console, plugins
 from gendiff.config import TrainConfig
 from gendiff.data import VisitOrder, loader
 from gendiff.ema import EMA, PowerEMA, save_snapshot, snapshots
@@ -371,6 +371,7 @@ def _preview(trainer: Trainer, stop: Callable[[], bool]) -> None:
     except Stopped:
         return
     run.modality.preview(run.section, run.facts, batch.to("cpu"), path)
+    plugins.observe_preview(str(run.folder), step, str(path))
 
 
 def dry_run(run: Run) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gendiff import plugins
+from gendiff import hookimpl, plugins
 from gendiff.errors import ConfigError, PluginError
 from gendiff.modality import Modality
 from gendiff.testing import ToyModality
@@ -209,6 +209,44 @@ def test_a_plugin_for_a_newer_engine_is_refused_with_the_fix() -> None:
 
     with pytest.raises(PluginError, match="needs plugin API 99.*pip install -U gendiff"):
         plugins.register(Newer())
+
+
+def test_an_observer_that_fails_is_left_out_and_harms_nobody(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, int]] = []
+
+    class Broken:
+        @hookimpl
+        def gendiff_metrics(self, run: str, step: int) -> None:
+            raise OSError("the disk is full\nand more")
+
+        @hookimpl
+        def gendiff_preview(self, step: int) -> None:
+            seen.append(("preview", step))
+
+    class Whole:
+        @hookimpl
+        def gendiff_metrics(self, step: int, metrics: dict[str, float]) -> None:
+            seen.append(("metrics", step))
+
+    monkeypatch.setattr(plugins, "_SILENT", set())
+    manager, observers = plugins._extras(), {"broken": Broken(), "whole": Whole()}
+    for name, observer in observers.items():
+        manager.register(observer, name)
+    try:
+        for step in (1, 2):
+            plugins.observe(str(tmp_path), step, {})
+        plugins.observe_preview(str(tmp_path), 2, "none.png")
+    finally:
+        for observer in observers.values():
+            manager.unregister(observer)
+    assert seen == [("metrics", 1), ("metrics", 2), ("preview", 2)]
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "broken" in line]
+    assert warnings == [
+        "warning: plugin 'broken' failed in gendiff_metrics and is not called there again: "
+        "OSError: the disk is full"
+    ]
 
 
 def test_what_is_no_modality_is_refused() -> None:

@@ -21,7 +21,7 @@ from gendiff import checkpoint, config, plugins, runs
 from gendiff.data import VisitOrder, loader
 from gendiff.errors import PluginError
 from gendiff.generate import restore
-from gendiff.modality import DataReport, Modality, Request
+from gendiff.modality import DataReport, Exhibit, Modality, Request
 from gendiff.noise import Streams
 from gendiff.spaces import Batch, Space
 from gendiff.train import Trainer
@@ -182,7 +182,13 @@ def _check_sampling(run: runs.Run, folder: Path) -> Iterator[str]:
     )
     preview = modality.preview(section, run.facts, full, folder / "preview.png")
     _expect(preview.stat().st_size > 0, "preview() makes a picture", preview)
-    yield f"4 samples written, as {paths[0].suffix}, and a preview"
+    shown = modality.exhibits(section, run.facts, full, [0, 1, 2, 3])
+    _expect(
+        len(shown) == 4 and all(isinstance(e, Exhibit) for e in shown),
+        "exhibits() shows each sample",
+        shown,
+    )
+    yield f"4 samples written, as {paths[0].suffix}, a preview, and an exhibit of each"
 
 
 def _templates_alone(run: runs.Run) -> bool:

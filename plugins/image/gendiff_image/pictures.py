@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,14 @@ def write(x: Tensor, folder: Path, ids: Sequence[int]) -> list[Path]:
     for pixels, path in zip(to_uint8(x), paths, strict=True):
         to_picture(pixels).save(path)
     return paths
+
+
+def pngs(x: Tensor) -> list[bytes]:
+    """x (B, C, H, W) as the content of one PNG file per image."""
+    files = [BytesIO() for _ in x]
+    for pixels, file in zip(to_uint8(x), files, strict=True):
+        to_picture(pixels).save(file, "PNG")
+    return [file.getvalue() for file in files]
 
 
 def grid(x: Tensor, labels: Tensor | None, path: Path) -> Path:

@@ -10,7 +10,16 @@ from pydantic import Field
 
 from gendiff import hookimpl
 from gendiff.errors import ConfigError
-from gendiff.modality import DataReport, Given, Measure, Modality, Request, Section
+from gendiff.modality import (
+    DataReport,
+    Exhibit,
+    Given,
+    Measure,
+    Modality,
+    Picture,
+    Request,
+    Section,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -241,6 +250,17 @@ class ImageModality(Modality):
         from gendiff_image import pictures
 
         return pictures.film([frame.x for frame in frames], path)
+
+    def exhibits(
+        self, config: ImageConfig, facts: Mapping[str, Any], batch: Batch, ids: Sequence[int]
+    ) -> list[Exhibit]:
+        """The picture as it is, under its class's name where it has one."""
+        from gendiff_image import pictures
+
+        labels = [None] * len(ids) if batch.cond is None else batch.cond["label"].tolist()
+        titles = ["" if k is None else str(facts["class_names"][k]) for k in labels]
+        shown = pictures.pngs(batch.x)
+        return [Exhibit((Picture(png),), t) for png, t in zip(shown, titles, strict=True)]
 
     def metrics(
         self,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from gendiff import config, runs
+from gendiff import Picture, config, runs
 from gendiff.testing import check_modality
 from gendiff.train import Trainer
 from gendiff_image import ImageModality
@@ -63,3 +66,21 @@ def test_the_learned_variance_samples(tmp_path: Path) -> None:
     x = trainer.model().sample(4, sampler=sampler, grid="time", steps=10).x
     assert x.shape == (4, 1, 8, 8)
     assert x.isfinite().all()
+
+
+def test_an_exhibit_is_the_picture_that_is_written_with_its_class(tmp_path: Path) -> None:
+    modality = ImageModality()
+    section = modality.Config()
+    facts = modality.prepare(section).facts
+    data = modality.dataset(section, facts, "test")
+    items = [data[i, 0] for i in range(5)]
+    batch = modality.collate(section, facts, items)
+    files = modality.write(section, facts, batch, tmp_path, range(5))
+    shown = modality.exhibits(section, facts, batch, range(5))
+    assert [e.title for e in shown] == [str(label) for _, label in items]
+    for exhibit, file in zip(shown, files, strict=True):
+        (part,) = exhibit.parts
+        assert isinstance(part, Picture)
+        seen = np.asarray(Image.open(io.BytesIO(part.png)))
+        assert (seen == np.asarray(Image.open(file))).all()
+        assert seen.std() > 20

@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 from rdkit import Chem
-from rdkit.Chem import rdCoordGen
+from rdkit.Chem import rdCoordGen, rdMolDescriptors
 from rdkit.Chem.Draw import rdMolDraw2D
 
+from gendiff.modality import Ball, Exhibit, Picture, Scene, Stick
 from gendiff_molecule.bonds import bond_orders, covered, to_mol
 from gendiff_molecule.molecules import SYMBOLS, Molecules
 
@@ -43,7 +44,7 @@ _LIGHT = np.array([-0.42, 0.55, 0.72]) / np.linalg.norm([-0.42, 0.55, 0.72])
 _HALFWAY = (_LIGHT + _VIEWER) / np.linalg.norm(_LIGHT + _VIEWER)
 
 _INK, _QUIET, _ODD, _WRONG = (45, 48, 54), (140, 145, 153), (168, 104, 10), (196, 52, 45)
-_EDGE, _PAPER = (222, 225, 230), (246, 247, 249)
+_EDGE, _PAPER, _HAZE = (222, 225, 230), (246, 247, 249), (170, 174, 182)
 
 Array = NDArray[np.float64]
 
@@ -308,8 +309,11 @@ class _Canvas:
         seen = (inside > 0) & (along >= 0) & (along <= length)
         self._paint(where, seen, a[2] + z, normal, rgb)
 
-    def finish(self, background: tuple[int, int, int]) -> Image.Image:
-        """Adds distance haze and dark outlines, and averages to the final size."""
+    def finish(self, background: tuple[int, int, int], clear: bool = False) -> Image.Image:
+        """Adds distance haze and dark outlines, and averages to the final size.
+
+        ``clear`` leaves what is empty transparent; the background is then the haze's colour.
+        """
         empty = np.isneginf(self.depth)
         paper = np.array(background) / 255
         if not empty.all():
@@ -329,11 +333,19 @@ class _Canvas:
         self.colour[empty] = paper
         height, width = (n // self.fine for n in self.depth.shape)
         mean = self.colour.reshape(height, self.fine, width, self.fine, 3).mean((1, 3))
-        return Image.fromarray((mean * 255).round().clip(0, 255).astype(np.uint8))
+        picture = Image.fromarray((mean * 255).round().clip(0, 255).astype(np.uint8))
+        if clear:
+            solid = (~empty).reshape(height, self.fine, width, self.fine).mean((1, 3))
+            picture.putalpha(Image.fromarray((solid * 255).round().astype(np.uint8)))
+        return picture
+
+
+def _colour(z: int) -> int:
+    return _COLOURS.get(z, _UNUSUAL)
 
 
 def _rgb(z: int) -> Array:
-    code = _COLOURS.get(z, _UNUSUAL)
+    code = _colour(z)
     return np.array([code >> 16, code >> 8 & 255, code & 255]) / 255
 
 
@@ -357,6 +369,7 @@ def render(
     scale: float,
     fine: int = 3,
     background: tuple[int, int, int] = (255, 255, 255),
+    clear: bool = False,
 ) -> Image.Image:
     """Draws balls and sticks as seen along -z; the origin is in the middle.
 
@@ -368,11 +381,21 @@ def render(
         scale: Pixels an Angstrom.
         fine: Each pixel is the mean of so many squared.
         background: Red, green and blue, 0 to 255.
+        clear: Leave it transparent; the background is then what distant atoms fade to.
     """
     z, x = np.asarray(numbers), np.asarray(positions, np.float64)
     canvas = _Canvas(*size, scale, fine)
     for number, centre in zip(z.tolist(), x, strict=True):
         canvas.sphere(centre, _BALLS.get(number, _BALL), _rgb(number))
+    for stick in _sticks(z, x, orders):
+        canvas.cylinder(*stick[:3], _rgb(stick[3]))
+    return canvas.finish(background, clear)
+
+
+def _sticks(
+    z: NDArray[Any], x: Array, orders: NDArray[np.int8]
+) -> Iterator[tuple[Array, Array, float, int]]:
+    """Both halves of each bond's sticks: their ends, their radius, and the atom's number."""
     for i, j in zip(*np.nonzero(np.triu(orders, 1)), strict=True):
         order = {4: 2}.get(int(orders[i, j]), int(orders[i, j]))
         radius, apart = _STICKS[order]
@@ -383,9 +406,8 @@ def render(
         middle = x[i] + (x[j] - x[i]) * np.clip((length + reach[0] - reach[1]) / 2 / length, 0, 1)
         for k in range(order):
             shift = across * apart * (k - (order - 1) / 2) * (2 if order == 2 else 1)
-            canvas.cylinder(x[i] + shift, middle + shift, radius, _rgb(int(z[i])))
-            canvas.cylinder(middle + shift, x[j] + shift, radius, _rgb(int(z[j])))
-    return canvas.finish(background)
+            yield x[i] + shift, middle + shift, radius, int(z[i])
+            yield middle + shift, x[j] + shift, radius, int(z[j])
 
 
 def _fitted(x: Array, size: tuple[int, int], most: float, margin: float = 0.55) -> float:
@@ -500,6 +522,81 @@ def _sketch(read: _Read, size: tuple[int, int]) -> Image.Image | None:
         return Image.open(BytesIO(drawing.GetDrawingText())).convert("RGB")
     except (RuntimeError, ValueError):  # whatever a senseless graph provokes: RDKit's own kinds
         return None
+
+
+# --- report ------------------------------------------------------------------------------------
+
+
+def exhibits(molecules: Molecules) -> list[Exhibit]:
+    """Each molecule in space, as a formula, and its SMILES or why it is not valid."""
+    explicit = bool((molecules.numbers == 1).any())
+    shown = []
+    for i in range(len(molecules)):
+        read = _read(molecules, i)
+        numbers, positions = molecules[i]
+        parts: list[Scene | Picture] = []
+        if len(numbers) and not read.trouble:
+            x = np.asarray(positions, np.float64)
+            x = _centred((x - x.mean(0)) @ orientation(numbers, x).T)
+            view = _WIDTH, _VIEW
+            parts.append(_scene(numbers, x, read.orders, view, _fitted(x, view, most=46)))
+            sketch = _sketch(read, (_WIDTH, _SKETCH)) if len(numbers) > 1 else None
+            if sketch is not None:
+                parts.append(Picture(_png(sketch), drawing=True))
+        title = rdMolDescriptors.CalcMolFormula(read.mol) if read.valid else "not valid"
+        remark = read.trouble or _caption(read, explicit)[0].removeprefix("not valid: ")
+        shown.append(Exhibit(tuple(parts), title, (remark, f"{len(numbers)} atoms")))
+    return shown
+
+
+def stages(frames: Sequence[Molecules]) -> list[Exhibit]:
+    """States of one molecule, seen by a camera that the last one places, as in a film.
+
+    Bonds are by EDM's table, or the molecule's own; a state that cannot be drawn is empty.
+    """
+    numbers, positions = frames[-1][0]
+    side = (_VIEW, _VIEW)
+    turn, scale = np.eye(3), _VIEW / 12
+    if len(numbers) and not _trouble(positions):
+        turn = orientation(numbers, positions)
+        x = (positions - positions.mean(0)) @ turn.T
+        scale = _fitted(_centred(x), side, most=46, margin=1.4)
+    shown = []
+    for frame in frames:
+        (numbers, positions), orders = frame[0], _read(frame, 0).orders
+        parts: tuple[Scene, ...] = ()
+        if len(numbers) and np.isfinite(positions).all() and np.ptp(positions) <= _LARGEST:
+            x = np.asarray(positions, np.float64)
+            parts = (_scene(numbers, (x - x.mean(0)) @ turn.T, orders, side, scale),)
+        shown.append(Exhibit(parts))
+    return shown
+
+
+def _scene(
+    numbers: NDArray[Any], x: Array, orders: NDArray[np.int8], size: tuple[int, int], scale: float
+) -> Scene:
+    """What :func:`render` draws, as a scene and its still."""
+    still = render(numbers, x, orders, size, scale=scale, background=_HAZE, clear=True)
+    balls = [
+        Ball(_triple(centre), _BALLS.get(z, _BALL), _colour(z))
+        for z, centre in zip(numbers.tolist(), x, strict=True)
+    ]
+    sticks = [
+        Stick(_triple(a), _triple(b), radius, _colour(z))
+        for a, b, radius, z in _sticks(numbers, x, orders)
+    ]
+    return Scene(balls, sticks, Picture(_png(still)))
+
+
+def _triple(x: Array) -> tuple[float, float, float]:
+    a, b, c = x.tolist()
+    return a, b, c
+
+
+def _png(picture: Image.Image) -> bytes:
+    file = BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
 
 
 # --- film --------------------------------------------------------------------------------------

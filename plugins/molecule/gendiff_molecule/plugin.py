@@ -12,6 +12,7 @@ from gendiff import hookimpl
 from gendiff.errors import ConfigError
 from gendiff.modality import (
     DataReport,
+    Exhibit,
     Given,
     Measure,
     Modality,
@@ -238,6 +239,26 @@ class MoleculeModality(Modality):
 
         states = [task.unpack(config, facts, frame)[0] for frame in frames]
         return pictures.animate(states, path)
+
+    def exhibits(
+        self,
+        config: MoleculeConfig,
+        facts: Mapping[str, Any],
+        batch: Batch,
+        ids: Sequence[int],
+    ) -> list[Exhibit]:
+        """The molecule in space, its structure, its formula and its SMILES."""
+        from gendiff_molecule import pictures, task
+
+        return pictures.exhibits(task.unpack(config, facts, batch))
+
+    def stages(
+        self, config: MoleculeConfig, facts: Mapping[str, Any], frames: Sequence[Batch]
+    ) -> list[Exhibit]:
+        """The estimates in space, all as the last one is seen best."""
+        from gendiff_molecule import pictures, task
+
+        return pictures.stages([task.unpack(config, facts, frame) for frame in frames])
 
     def metrics(
         self,

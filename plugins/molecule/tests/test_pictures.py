@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,11 @@ import pytest
 from PIL import Image
 from rdkit import Chem
 
+from gendiff import Picture, Scene
 from gendiff_molecule import pictures
 from gendiff_molecule.conformers import baseline, graph
 from gendiff_molecule.molecules import Molecules
-from gendiff_molecule.pictures import animate, orientation, preview, write
+from gendiff_molecule.pictures import animate, exhibits, orientation, preview, stages, write
 
 
 def molecules(*smiles: str, bonds: bool = False) -> Molecules:
@@ -194,3 +196,51 @@ def test_view_turns_with_the_molecule_and_is_no_mirror() -> None:
     turn = orientation(z, x)
     assert np.linalg.det(turn) == pytest.approx(1)
     assert x @ turn.T == pytest.approx(turned @ orientation(z, turned).T, abs=1e-4)
+
+
+def centres(scene: object) -> np.ndarray:
+    assert isinstance(scene, Scene)
+    return np.array([ball.centre for ball in scene.balls])
+
+
+def test_an_exhibit_is_the_molecule_turned_but_not_mirrored() -> None:
+    found = molecules("C[C@H](O)C#N", "C=O")
+    for i, (exhibit, lines) in enumerate(zip(exhibits(found), (8 + 3, 2 + 2), strict=True)):
+        scene, sketch = exhibit.parts
+        assert isinstance(scene, Scene)
+        assert isinstance(sketch, Picture)
+        assert sketch.drawing
+        x, y = found[i][1].astype(float), centres(scene)
+        turn = np.linalg.lstsq(x - x.mean(0), y - y.mean(0), rcond=None)[0]
+        assert np.allclose((x - x.mean(0)) @ turn, y - y.mean(0), atol=1e-4)
+        if i == 0:  # the other is flat
+            assert np.allclose(turn @ turn.T, np.eye(3), atol=1e-4)
+            assert np.linalg.det(turn) > 0.99
+        assert len(scene.sticks) == 2 * lines  # two halves; a double bond has two lines
+        ends = np.array([stick.start for stick in scene.sticks[::2]])
+        assert np.linalg.norm(ends[:, None] - y[None], axis=2).min(1).max() < 0.2
+        still = np.asarray(Image.open(io.BytesIO(scene.still.png)))
+        assert still[0, 0, 3] == 0
+        assert (still[..., 3] == 255).mean() > 0.03
+    title, notes = exhibits(found)[0].title, exhibits(found)[0].notes
+    assert title == "C3H5NO"
+    assert notes == ("CC(O)C#N", "10 atoms")
+
+
+def test_stages_have_one_camera() -> None:
+    z, x = molecules("CC(=O)OCC")[0]
+    frames = [Molecules.from_list([(z, np.float32(k) * x)]) for k in (0.5, 2, 1)]
+    half, twice, last = (centres(stage.parts[0]) for stage in stages(frames))
+    assert np.allclose(half * 4, twice, atol=1e-4)
+    assert np.allclose(half * 2, last, atol=1e-4)
+
+
+def test_what_cannot_be_drawn_is_said_and_stages_go_on() -> None:
+    found = odd()
+    shown = exhibits(found)
+    assert [bool(e.parts) for e in shown] == [True, *[False] * 6, True, True, True]
+    assert shown[2].title == "not valid"
+    assert any("not finite" in "".join(e.notes) for e in shown)
+    states = [found.select([i]) for i in range(len(found))]
+    drawn = [bool(stage.parts) for stage in stages(states)]
+    assert drawn == [True, False, False, False, True, False, False, True, True, True]

@@ -61,8 +61,16 @@ def resample(wave: Tensor, rate: int, to_rate: int) -> Tensor:
 
 def write_wav(path: Path, wave: Tensor, rate: int) -> Path:
     """16-bit PCM; a wave that passes 1 is scaled down to it, so nothing clips."""
+    path.write_bytes(wav(wave, rate))
+    return path
+
+
+def wav(wave: Tensor, rate: int) -> bytes:
+    """The content of the file that :func:`write_wav` writes."""
     import soundfile
 
     peak = float(wave.abs().max())
-    soundfile.write(path, (wave / max(1.0, peak)).cpu().numpy(), rate, subtype="PCM_16")
-    return path
+    file = io.BytesIO()
+    scaled = (wave / max(1.0, peak)).cpu().numpy()
+    soundfile.write(file, scaled, rate, subtype="PCM_16", format="WAV")
+    return file.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,3 +46,15 @@ def grid(
     figure.supylabel("mel band", fontsize=8)
     figure.savefig(path, metadata={"Software": None})
     return path
+
+
+def png(mel: Tensor, low: float, high: float) -> bytes:
+    """A log mel (mels, T) without axes, low bands below, a pixel a value, as a PNG's content.
+
+    The colours reach from ``low`` to ``high``.
+    """
+    from matplotlib.image import imsave
+
+    file = io.BytesIO()
+    imsave(file, mel.numpy(), vmin=low, vmax=high, cmap="magma", origin="lower", format="png")
+    return file.getvalue()

@@ -11,7 +11,17 @@ from pydantic import Field
 
 from gendiff import hookimpl
 from gendiff.errors import ConfigError
-from gendiff.modality import DataReport, Given, Measure, Modality, Request, Section
+from gendiff.modality import (
+    DataReport,
+    Exhibit,
+    Given,
+    Measure,
+    Modality,
+    Picture,
+    Request,
+    Section,
+    Sound,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -248,14 +258,29 @@ class SpeechModality(Modality):
         """Mel-spectrograms with what they say, and who."""
         from gendiff_speech import data, pictures
 
-        assert batch.cond is not None
-        titles = [
-            f"{facts['texts'][text]} ({facts['speakers'][speaker]})"
-            for text, speaker in zip(
-                batch.cond["text"].tolist(), batch.cond["speaker"].tolist(), strict=True
-            )
-        ]
+        titles = [f"{text} ({speaker})" for text, speaker in _said(facts, batch)]
         return pictures.grid(_mels(facts, batch), titles, data.convention(facts), path)
+
+    def exhibits(
+        self, config: SpeechConfig, facts: Mapping[str, Any], batch: Batch, ids: Sequence[int]
+    ) -> list[Exhibit]:
+        """The mel-spectrogram, its sound by the vocoder, and what is said by whom."""
+        import numpy as np
+
+        from gendiff_speech import audio, data, pictures, vocoders
+
+        convention = data.convention(facts)
+        vocoder = vocoders.open_vocoder(config.vocoder, convention)
+        rate = convention.sample_rate_hz
+        mean, std = np.array(facts["mean"]), np.array(facts["std"])
+        low, high = float((mean - 2.5 * std).min()), float((mean + 2.5 * std).max())
+        shown = []
+        for mel, (text, speaker) in zip(_mels(facts, batch), _said(facts, batch), strict=True):
+            picture = Picture(pictures.png(mel, low, high))
+            sound = Sound(audio.wav(vocoder(mel), rate))
+            seconds = f"{mel.shape[1] * convention.hop / rate:.2f} s"
+            shown.append(Exhibit((picture, sound), text, (speaker, seconds)))
+        return shown
 
     def metrics(
         self,
@@ -305,6 +330,16 @@ def _mels(facts: Mapping[str, Any], batch: Batch) -> list[Tensor]:
     x = batch.x.float().cpu()
     return [
         mel[:, :length] * std + mean for mel, length in zip(x, space.lengths.tolist(), strict=True)
+    ]
+
+
+def _said(facts: Mapping[str, Any], batch: Batch) -> list[tuple[str, str]]:
+    """Each sample's text and speaker."""
+    assert batch.cond is not None
+    texts, speakers = batch.cond["text"].tolist(), batch.cond["speaker"].tolist()
+    return [
+        (facts["texts"][text], facts["speakers"][speaker])
+        for text, speaker in zip(texts, speakers, strict=True)
     ]
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from PIL import Image
 
-from gendiff import config, runs
+from gendiff import Picture, Sound, config, runs
 from gendiff.errors import ConfigError
 from gendiff.modality import Request
 from gendiff.spaces import join
@@ -101,3 +103,29 @@ def test_a_recipe_is_valid_and_says_how_to_run_it(recipe: Path) -> None:
     assert f"gendiff train --modality speech --config configs/speech/{recipe.name}" in text
     if recipe.stem == "digits":
         assert resolved == config.resolve(SpeechModality())
+
+
+def test_an_exhibit_is_the_sound_that_is_written_and_its_mel(fsdd: Path, tmp_path: Path) -> None:
+    modality = SpeechModality()
+    section = modality.Config(data="fsdd", path=str(fsdd))
+    facts = modality.prepare(section).facts
+    data = modality.dataset(section, facts, "test")
+    batch = modality.collate(section, facts, [data[i, 0] for i in (0, 7)])
+    files = modality.write(section, facts, batch, tmp_path, [0, 1])
+    shown = modality.exhibits(section, facts, batch, [0, 1])
+    assert batch.cond is not None
+    for row, (exhibit, file) in enumerate(zip(shown, files, strict=True)):
+        picture, sound = exhibit.parts
+        assert isinstance(picture, Picture)
+        assert isinstance(sound, Sound)
+        assert sound.wav == file.read_bytes()
+        wave, rate = soundfile.read(io.BytesIO(sound.wav))
+        assert rate == 8000
+        assert np.abs(wave).max() > 0.05
+        mel = np.load(file.with_suffix(".npy"))
+        seen = np.asarray(Image.open(io.BytesIO(picture.png)).convert("RGB")).astype(float)
+        assert seen.shape[:2] == mel.shape
+        # Low bands lie below, and what is louder is brighter.
+        assert np.corrcoef(seen.sum(2)[::-1].ravel(), mel.ravel())[0, 1] > 0.95
+        assert exhibit.title == facts["texts"][int(batch.cond["text"][row])]
+        assert exhibit.notes[0] == facts["speakers"][int(batch.cond["speaker"][row])]
