@@ -86,7 +86,7 @@ def fit(
         found = sum(
             float(log_frames.exp().sum()) for log_frames in predict(predictor, tokens, speaker)
         )
-        predictor.last.bias += float(np.log(wanted / found))
+        predictor.last.bias.add_(float(np.log(wanted / found)))
     return predictor
 
 
