@@ -29,6 +29,8 @@ def read(source: Path | bytes, name: str) -> tuple[Tensor, int]:
         return soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source)
 
     try:
+        if _cut_short(source):
+            raise DataError(f"{name}: truncated, its header tells of more. Replace it.")
         with opened() as file:
             rate, frames = file.samplerate, file.frames
             if frames > LONGEST_SECONDS * rate:
@@ -47,6 +49,18 @@ def read(source: Path | bytes, name: str) -> tuple[Tensor, int]:
     if not wave.isfinite().all():
         raise DataError(f"{name}: holds NaN or infinite samples. Remove or replace it.")
     return wave, rate
+
+
+def _cut_short(source: Path | bytes) -> bool:
+    """Whether a WAV holds less than its header says, which libsndfile passes over."""
+    if isinstance(source, bytes):
+        head, size = source[:8], len(source)
+    else:
+        with source.open("rb") as file:
+            head, size = file.read(8), source.stat().st_size
+    told = int.from_bytes(head[4:], "little")
+    # Both ends of the range stand for a length that was not known when writing began.
+    return head[:4] == b"RIFF" and 0 < told < 2**32 - 1 and told + 8 > size + 1
 
 
 def resample(wave: Tensor, rate: int, to_rate: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ LETTERS = "abdegilmnorstu"
 WORDS = ("lead", "storm", "ring", "bold", "taming", "sun", "a", "gelatin", "or", "dust", "mile")
 
 
-def say(
+def _say(
     text: str, random: np.random.Generator, pitch: float = 1.0
 ) -> tuple[np.ndarray, list[int]]:
     """A wave at 16 kHz that spells a text: each letter has a tone, a space and the ends are soft.
@@ -45,22 +46,22 @@ def say(
         starts.append(sum(map(len, parts)))
         parts.append(level * np.sin(2 * np.pi * hertz * time))
     wave = np.concatenate(parts)
-    return wave + 1e-3 * random.standard_normal(len(wave)), starts
+    return wave + 1e-2 * random.standard_normal(len(wave)), starts
 
 
-def sentence(random: np.random.Generator) -> str:
+def _sentence(random: np.random.Generator) -> str:
     """Four of the words."""
     return " ".join(random.choice(WORDS, 4))
 
 
-def write_ljspeech(folder: Path, count: int) -> Path:
+def _write_ljspeech(folder: Path, count: int) -> Path:
     """A small corpus in LJSpeech's layout, of tones."""
     (folder / "wavs").mkdir(parents=True)
     random = np.random.default_rng(0)
     lines = []
     for number in range(count):
-        said = sentence(random)
-        soundfile.write(folder / "wavs" / f"T{number:03d}.wav", say(said, random)[0], 16000)
+        said = _sentence(random)
+        soundfile.write(folder / "wavs" / f"T{number:03d}.wav", _say(said, random)[0], 16000)
         lines.append(f"T{number:03d}|{said}|{said.capitalize()}.\n")
     (folder / "metadata.csv").write_text("".join(lines))
     return folder
@@ -70,4 +71,14 @@ def write_ljspeech(folder: Path, count: int) -> Path:
 def ljspeech(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("GENDIFF_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("gendiff_speech.durations._STEPS", 60)
-    return write_ljspeech(tmp_path / "LJ", 30)
+    return _write_ljspeech(tmp_path / "LJ", 30)
+
+
+@pytest.fixture
+def say() -> Callable[..., tuple[np.ndarray, list[int]]]:
+    return _say
+
+
+@pytest.fixture
+def sentence() -> Callable[[np.random.Generator], str]:
+    return _sentence
