@@ -27,7 +27,6 @@ def fsdd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 LETTERS = "abdegilmnorstu"
-WORDS = ("lead", "storm", "ring", "bold", "taming", "sun", "a", "gelatin", "or", "dust", "mile")
 
 
 def _say(
@@ -50,8 +49,9 @@ def _say(
 
 
 def _sentence(random: np.random.Generator) -> str:
-    """Four of the words."""
-    return " ".join(random.choice(WORDS, 4))
+    """Four words of one to six letters, no two alike side by side."""
+    letters = np.array(list(LETTERS))
+    return " ".join("".join(random.permutation(letters)[: random.integers(1, 7)]) for _ in "1234")
 
 
 def _write_ljspeech(folder: Path, count: int) -> Path:

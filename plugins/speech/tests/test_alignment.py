@@ -65,15 +65,18 @@ def test_too_few_frames_are_refused() -> None:
 
 
 def test_phonemes_of_a_synthesiser_are_found_where_it_spoke_them() -> None:
-    """Measured: 10.7 ms, where a frame lasts 11.6 ms; equal durations are off by 73 ms."""
-    words = """the old man saw seven green birds near a river and we walked home with cold hands
-    before night fell on this quiet village where children play music together""".split()  # noqa: SIM905
+    """Measured: 14.3 ms, where a frame lasts 11.6 ms; equal durations are off by 51 ms."""
     random = np.random.default_rng(0)
     convention = CONVENTIONS["22khz"]
     features, names, truth = [], [], []
     for _ in range(40):
+        # Made words: where letters always follow each other, nothing tells them apart.
+        pairs = random.choice(list("bdfgklmnprstvw"), 12), random.choice(list("aeiou"), 12)
+        said = "".join(
+            a + b + " " * (i % 3 == 2) for i, (a, b) in enumerate(zip(*pairs, strict=True))
+        )
         try:
-            spoken = speak(" ".join(random.choice(words, 6)), "en-us", rate=150)
+            spoken = speak(said, "en-us", rate=150)
         except DataError as error:
             pytest.skip(str(error))
         features.append(cepstra(log_mel(torch.from_numpy(spoken.wave), convention)))
@@ -87,7 +90,7 @@ def test_phonemes_of_a_synthesiser_are_found_where_it_spoke_them() -> None:
         found = [d.cumsum(0)[:-1] * frame for d in durations]
         return 1000 * float((torch.cat(found) - torch.cat(truth)).abs().mean())
 
-    assert error_ms(align(features, tokens, len(known))) < 15
+    assert error_ms(align(features, tokens, len(known))) < 18
     even = [_even(len(y), x.shape[1]) for x, y in zip(features, tokens, strict=True)]
     assert error_ms(even) > 40
 
