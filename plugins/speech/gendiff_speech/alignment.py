@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +12,8 @@ from gendiff.errors import DataError
 
 _VARIANCE_FLOOR = 0.05  # of the corpus's own variance, per mel bin
 _BATCH = 64
+_LEARN = 512  # sentences
+_CEPSTRA = 13
 
 
 def monotonic_alignment_search(
@@ -45,38 +48,54 @@ def monotonic_alignment_search(
     return durations
 
 
+def cepstra(mel: Tensor) -> Tensor:
+    r"""The first 13 cepstra (13, T) of a log mel (N, T), the level among them.
+
+    :math:`c_d = \sum_n x_n \cos(\pi d (n + 1/2) / N)`, d = 0 to 12 (Davis & Mermelstein, 1980,
+    https://doi.org/10.1109/TASSP.1980.1163420): nearly uncorrelated, as a diagonal Gaussian wants
+    it, where neighbouring bands are not.
+    """
+    bands = mel.shape[0]
+    d = torch.arange(_CEPSTRA, dtype=torch.float64)[:, None]
+    n = torch.arange(bands, dtype=torch.float64)
+    return torch.cos(math.pi * d * (n + 0.5) / bands).to(mel) @ mel
+
+
 def align(
-    mels: Sequence[Tensor], tokens: Sequence[Tensor], count: int, iterations: int = 20
+    features: Sequence[Tensor], tokens: Sequence[Tensor], count: int, iterations: int = 20
 ) -> list[Tensor]:
     """The durations (L,), int64 frames, of each sentence's tokens.
 
     Hard EM: ``monotonic_alignment_search`` alternates with re-estimating one diagonal
     Gaussian per token (the prior of Popov et al. 2021, Grad-TTS, with a table of ``count``
-    tokens for an encoder), from equal durations until none changes. ``mels`` are (C, T),
-    ``tokens`` (L,) below ``count``. Tokens may repeat: a caller who knows of silence puts one
-    silence token at both ends and wherever a pause may fall; it lasts at least one frame.
+    tokens for an encoder), from equal durations until none changes. The Gaussians are learnt
+    from at most 512 sentences, evenly spaced; a large corpus is then searched once.
+    ``features`` are (C, T), best ``cepstra``; they may be read as they are asked for.
+    ``tokens`` are (L,) below ``count``. Tokens may repeat: a caller who knows of silence puts
+    one silence token at both ends and wherever a pause may fall; it lasts at least one frame.
     Raises DataError as the search does.
     """
-    durations = [_even(len(y), x.shape[1]) for x, y in zip(mels, tokens, strict=True)]
-    if not durations:
-        return durations
-    x = torch.cat([mel.T for mel in mels]).double()
-    floor = _VARIANCE_FLOOR * x.var(0, correction=0) + 1e-8
+    if not tokens:
+        return []
+    chosen = range(0, len(tokens), -(-len(tokens) // _LEARN))
+    x = [features[i].double() for i in chosen]
+    y = [tokens[i] for i in chosen]
+    durations = [_even(len(b), a.shape[1]) for a, b in zip(x, y, strict=True)]
+    frames = torch.cat(x, 1).T
+    floor = _VARIANCE_FLOOR * frames.var(0, correction=0) + 1e-8
     for _ in range(iterations):
-        y = torch.cat(
-            [torch.repeat_interleave(a, d) for a, d in zip(tokens, durations, strict=True)]
+        spoken = torch.cat([b.repeat_interleave(d) for b, d in zip(y, durations, strict=True)])
+        n = torch.bincount(spoken, minlength=count).clamp(min=1)[:, None]
+        mean = frames.new_zeros(count, len(floor)).index_add_(0, spoken, frames) / n
+        apart = (frames - mean[spoken]) ** 2
+        variance = (frames.new_zeros(count, len(floor)).index_add_(0, spoken, apart) / n).clamp(
+            min=floor
         )
-        n = torch.bincount(y, minlength=count).clamp(min=1)[:, None]
-        mean = x.new_zeros(count, x.shape[1]).index_add_(0, y, x) / n
-        square = x.new_zeros(count, x.shape[1]).index_add_(0, y, (x - mean[y]) ** 2) / n
-        variance = torch.maximum(square, floor)
-        found: list[Tensor] = []
-        for at in range(0, len(mels), _BATCH):
-            found += _search(mels[at : at + _BATCH], tokens[at : at + _BATCH], mean, variance)
+        found = _search(x, y, mean, variance)
         if all(torch.equal(a, b) for a, b in zip(found, durations, strict=True)):
             break
         durations = found
-    return durations
+    return durations if len(y) == len(tokens) else _search(features, tokens, mean, variance)
 
 
 def _even(L: int, T: int) -> Tensor:
@@ -86,15 +105,22 @@ def _even(L: int, T: int) -> Tensor:
 
 
 def _search(
-    mels: Sequence[Tensor], tokens: Sequence[Tensor], mean: Tensor, variance: Tensor
+    features: Sequence[Tensor], tokens: Sequence[Tensor], mean: Tensor, variance: Tensor
 ) -> list[Tensor]:
-    L = torch.tensor([len(y) for y in tokens])
-    T = torch.tensor([x.shape[1] for x in mels])
-    log_p = mean.new_zeros(len(mels), int(L.max()), int(T.max()))
-    for b, (mel, y) in enumerate(zip(mels, tokens, strict=True)):
-        x, precision = mel.double(), 1 / variance[y]
-        quadratic = precision @ x**2 - 2 * (precision * mean[y]) @ x
-        constant = (precision * mean[y] ** 2 + variance[y].log()).sum(1, keepdim=True)
-        log_p[b, : len(y), : x.shape[1]] = -0.5 * (quadratic + constant)
-    durations = monotonic_alignment_search(log_p, L, T)
-    return [d[:n] for d, n in zip(durations, L.tolist(), strict=True)]
+    """The search, for sentences of like lengths together."""
+    order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
+    found: dict[int, Tensor] = {}
+    precision = 1 / variance
+    constant = (precision * mean**2 + variance.log()).sum(1, keepdim=True)
+    for at in range(0, len(order), _BATCH):
+        rows = order[at : at + _BATCH]
+        x = [features[i].double() for i in rows]
+        L = torch.tensor([len(tokens[i]) for i in rows])
+        T = torch.tensor([a.shape[1] for a in x])
+        log_p = mean.new_zeros(len(rows), int(L.max()), int(T.max()))
+        for b, i in enumerate(rows):
+            every = precision @ x[b] ** 2 - 2 * (precision * mean) @ x[b] + constant
+            log_p[b, : L[b], : T[b]] = -0.5 * every[tokens[i]]
+        durations = monotonic_alignment_search(log_p, L, T)
+        found |= {i: d[:n] for i, d, n in zip(rows, durations, L.tolist(), strict=True)}
+    return [found[i] for i in range(len(tokens))]

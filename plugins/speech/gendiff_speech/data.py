@@ -1,19 +1,26 @@
-"""Corpora of spoken words, brought to normalised mels with tokens, durations and speakers.
+"""Corpora, brought to normalised mels with tokens, durations and speakers.
 
 ``espeak`` is spoken by eSpeak NG on first use, which knows each phoneme's time; ``fsdd`` is the
 Free Spoken Digit Dataset (real recordings), whose words are spelled in letters of equal length.
-What is prepared is one ``.npz`` in the cache folder.
+For people's own recordings (:mod:`gendiff_speech.corpora`) the text becomes tokens
+(:mod:`gendiff_speech.text`), whose durations are searched for (:mod:`gendiff_speech.alignment`),
+and a small network learns the durations of new text (:mod:`gendiff_speech.durations`).
+
+What is prepared is in the cache folder: ``speech-DIGEST.mel``, all frames as little-endian float32
+(frames, mels), which is mapped into memory and never read as a whole, and its index,
+``speech-DIGEST.npz``, whose presence says that both are complete.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,13 +33,15 @@ from gendiff.errors import ConfigError, DataError
 from gendiff.modality import DataReport
 from gendiff.noise import derive_seed
 from gendiff.runs import cache_folder
-from gendiff_speech import audio, espeak
+from gendiff_speech import alignment, audio, corpora, durations, espeak, text
 from gendiff_speech.mel import CONVENTIONS, MelConvention, log_mel
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-CONVENTION = {"espeak": "22khz", "fsdd": "8khz"}
+CONVENTION = {"fsdd": "8khz", "speechcommands": "16khz", "libritts": "24khz"}  # others: 22khz
 TAKES = {"train": 24, "test": 6}  # of each word and voice
-VERSION = 2  # of what is cached; a change of this file's numbers must change it
+VERSION = 3  # of what is cached; a change of its numbers must change it
+_FEW = 100  # different texts at most in a corpus of words; sentences are not counted
+_SHOWN = 20  # bad files that are named
 
 
 class Item(NamedTuple):
@@ -47,14 +56,23 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Take:
-    """One utterance before it has numbers."""
+    """One utterance before it has numbers.
 
-    split: str
+    Args:
+        split: ``train`` or ``test``; None for the last of each speaker's.
+        speaker: Who speaks.
+        text: What is said; None if that is not known.
+        mel: (mels, T).
+        tokens: Of the text; none if that is not known.
+        durations: Of the tokens in frames, (L,); None where they are to be found.
+    """
+
+    split: str | None
     speaker: str
-    text: str
+    text: str | None
     mel: Tensor
     tokens: tuple[str, ...]
-    durations: np.ndarray
+    durations: np.ndarray | None
 
 
 def frames_of(starts: Sequence[int], hop: int, frames: int) -> np.ndarray:
@@ -68,8 +86,14 @@ def frames_of(starts: Sequence[int], hop: int, frames: int) -> np.ndarray:
     return np.diff(edges)
 
 
-def _espeak(config: Any) -> Iterator[Take]:
-    convention = CONVENTIONS[CONVENTION["espeak"]]
+def _convention(config: Any) -> str:
+    if config.convention != "auto":
+        return str(config.convention)
+    return CONVENTION.get(config.data, "22khz")
+
+
+def _espeak(config: Any, notes: list[str]) -> Iterator[Take]:
+    convention = CONVENTIONS[_convention(config)]
     for split, takes in TAKES.items():
         for voice in espeak.VOICES:
             for word in WORDS:
@@ -98,10 +122,10 @@ def _files(path: Path) -> dict[str, Any]:
     return {p.name: p for p in sorted(path.glob("*.wav"))}
 
 
-def _fsdd(config: Any) -> Iterator[Take]:
+def _fsdd(config: Any, notes: list[str]) -> Iterator[Take]:
     if config.path is None:
         raise DataError("speech.path: not set. Give the folder with FSDD's recordings.")
-    convention = CONVENTIONS[CONVENTION["fsdd"]]
+    convention = CONVENTIONS[_convention(config)]
     files = _files(Path(config.path).expanduser())
     if not files:
         raise DataError(f"speech.path: no .wav file in {config.path}. Give FSDD's recordings.")
@@ -116,8 +140,8 @@ def _fsdd(config: Any) -> Iterator[Take]:
             wave = audio.resample(*audio.read(source, name), convention.sample_rate_hz)
             mel = log_mel(wave, convention)
         except DataError as error:
-            text = str(error)
-            bad.append(text if text.startswith(name) else f"{name}: {text}")
+            line = str(error)
+            bad.append(line if line.startswith(name) else f"{name}: {line}")
             continue
         word = WORDS[int(digit)]
         frames = mel.shape[1]
@@ -127,20 +151,87 @@ def _fsdd(config: Any) -> Iterator[Take]:
         starts = [round(i * frames * convention.hop / len(word)) for i in range(len(word))]
         lasts = frames_of(starts, convention.hop, frames)
         yield Take("test" if int(index) < 5 else "train", speaker, word, mel, tuple(word), lasts)
+    _refuse(bad)
+
+
+def _refuse(bad: Sequence[str]) -> None:
+    """Raises DataError with a line for each that is bad, if any is."""
+    if len(bad) == 1:
+        raise DataError(f"data: {bad[0]}")
     if bad:
-        more = "" if len(bad) == 1 else f" (and {len(bad) - 1} more)"
-        raise DataError(f"data: {bad[0]}{more}. Remove or replace what is named.")
+        lines = [*bad[:_SHOWN]]
+        if len(bad) > _SHOWN:
+            lines.append(f"and {len(bad) - _SHOWN} more")
+        raise DataError("\n  ".join([f"data: {len(bad)} recordings cannot be used:", *lines]))
+
+
+def _recorded(config: Any, notes: list[str]) -> Iterator[Take]:
+    """People's recordings; what is wrong with any is told when all are read."""
+    name = _convention(config)
+    convention = CONVENTIONS[name]
+    recordings, bad = corpora.find(config.data, config.path)
+    spoken: list[tuple[str, ...]] = [()] * len(recordings)
+    if config.data != "folder":
+        read = text.sentences([r.text or "" for r in recordings], text.kind_of(config.tokens))
+        for i, said in enumerate(read):
+            if isinstance(said, text.Unreadable):
+                bad.append(f"{recordings[i].name}: its text {said}")
+            else:
+                spoken[i] = said
+    second = convention.sample_rate_hz / convention.hop
+    longest = int(config.max_seconds * second)
+    slow, long = 0, 0
+    for heard, r, tokens in zip(
+        corpora.hear(recordings, convention), recordings, spoken, strict=True
+    ):
+        if isinstance(heard, DataError):
+            bad.append(str(heard))
+            continue
+        slow += heard.rate_hz < 2 * convention.high_hz
+        frames = heard.mel.shape[1]
+        split = None if r.test is None else "test" if r.test else "train"
+        if config.data == "folder":
+            for piece in heard.mel.chunk(-(-frames // longest), 1):
+                yield Take(split, r.speaker, None, piece, (), None)
+        elif frames > longest:
+            long += 1
+        elif tokens and frames < len(tokens):
+            bad.append(f"{r.name}: its {frames} frames are fewer than its text's tokens")
+        elif tokens:
+            yield Take(split, r.speaker, r.text, heard.mel, tokens, None)
+    _refuse(bad)
+    if slow:
+        notes.append(
+            f"data: {slow} recordings have a sample rate below {2 * convention.high_hz:.0f} Hz, "
+            f"so the upper mel bands are empty. Choose another speech.convention than {name}."
+        )
+    if long:
+        notes.append(
+            f"data: {long} recordings are left out that last longer than speech.max_seconds="
+            f"{config.max_seconds:g}"
+        )
+
+
+TAKEN = {"espeak": _espeak, "fsdd": _fsdd, **dict.fromkeys(corpora.LAYOUTS, _recorded)}
 
 
 def _digest(config: Any) -> str:
-    key = f"{VERSION}|{config.data}|{espeak.VOICES}|{TAKES}"
-    if config.data == "fsdd" and config.path is not None:
+    key = f"{VERSION}|{config.data}|{_convention(config)}|{espeak.VOICES}|{TAKES}"
+    if config.data in corpora.LAYOUTS:
+        key += f"|{config.max_seconds}|{text.kind_of(config.tokens)}"
+    if config.data != "espeak" and config.path is not None:
         path = Path(config.path).expanduser().resolve()
         parts = sorted(path.rglob("*")) if path.is_dir() else [path]
         key += "|".join(
             f"{p}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in parts if p.exists()
         )
     return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def _files_of(digest: str) -> tuple[Path, Path]:
+    """The frames and their index."""
+    stem = cache_folder() / f"speech-{digest}"
+    return stem.with_suffix(".mel"), stem.with_suffix(".npz")
 
 
 def prepare(config: Any) -> DataReport:
@@ -150,87 +241,209 @@ def prepare(config: Any) -> DataReport:
         DataError: It is missing, or some of its files are damaged: all are read, then told.
     """
     digest = _digest(config)
-    path = cache_folder() / f"speech-{digest}.npz"
-    if not path.exists():
-        takes = list({"espeak": _espeak, "fsdd": _fsdd}[config.data](config))
-        _save(takes, path)
-    with np.load(path, allow_pickle=False) as kept:
-        facts = _facts(kept, config, digest)
-    count = facts["count"]
-    return DataReport(
-        f"{count} utterances of {len(facts['texts'])} words by {len(facts['speakers'])} speakers",
-        facts,
-    )
+    frames, index = _files_of(digest)
+    if not (frames.exists() and index.exists()):
+        notes: list[str] = []
+        _save(TAKEN[config.data](config, notes), config, digest, notes)
+    with np.load(index, allow_pickle=False) as kept:
+        return DataReport(**json.loads(str(kept["report"])))
 
 
-def _save(takes: list[Take], path: Path) -> None:
-    if {take.split for take in takes} != {"train", "test"}:
-        raise DataError("data: needs recordings of both splits (FSDD: index 0 to 4 is the test's)")
-    tokens = ["", *sorted({token for take in takes for token in take.tokens})]
-    speakers, texts = (sorted({getattr(t, k) for t in takes}) for k in ("speaker", "text"))
-    texts = [word for word in WORDS if word in texts]
-    train = np.concatenate([take.mel.numpy() for take in takes if take.split == "train"], 1)
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        frames=np.concatenate([take.mel.numpy() for take in takes], 1).T.astype(np.float32),
-        lengths=np.array([take.mel.shape[1] for take in takes]),
-        tokens=np.concatenate([[tokens.index(t) for t in take.tokens] for take in takes]),
-        durations=np.concatenate([take.durations for take in takes]),
-        counts=np.array([len(take.tokens) for take in takes]),
-        speaker=np.array([speakers.index(take.speaker) for take in takes]),
-        text=np.array([texts.index(take.text) for take in takes]),
-        train=np.array([take.split == "train" for take in takes]),
-        names=np.array(tokens),
-        speakers=np.array(speakers),
-        texts=np.array(texts),
-        mean=train.mean(1),
-        std=train.std(1).clip(min=1e-3),
-    )
+def _save(takes: Iterable[Take], config: Any, digest: str, notes: list[str]) -> None:
+    """Writes the frames as they come, then the index."""
+    path, index = _files_of(digest)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_bytes(buffer.getvalue())
-    part.replace(path)
+    kept: list[Take] = []
+    lengths = []
+    try:
+        with part.open("wb") as file:
+            for take in takes:
+                file.write(take.mel.numpy().T.astype("<f4").tobytes())
+                lengths.append(take.mel.shape[1])
+                kept.append(replace(take, mel=torch.empty(0)))
+        arrays, report = _numbered(kept, lengths, part, config, digest)
+        report["warnings"] = notes
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, report=np.array(json.dumps(report)), **arrays)
+        part.replace(path)
+        part.write_bytes(buffer.getvalue())
+        part.replace(index)
+    finally:
+        part.unlink(missing_ok=True)
 
 
-def _facts(kept: Any, config: Any, digest: str) -> dict[str, Any]:
-    convention = CONVENTION[config.data]
+def _numbered(
+    takes: Sequence[Take], lengths: Sequence[int], path: Path, config: Any, digest: str
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The index's arrays and the report of a corpus whose frames lie in a file."""
+    last = corpora.held_out([take.speaker for take in takes])
+    told = [t.split == "test" if t.split else held for t, held in zip(takes, last, strict=True)]
+    train = ~np.array(told, dtype=bool)
+    if train.all() or not train.any():
+        raise DataError(
+            "data: needs recordings of both splits, train and test. Two of one speaker do; "
+            "FSDD's index 0 to 4 is its test split."
+        )
+    tokens = ["", *sorted({token for take in takes for token in take.tokens})]
+    place = {token: number for number, token in enumerate(tokens)}
+    speakers = sorted({take.speaker for take in takes})
+    texts = sorted({take.text for take in takes if take.text is not None})
+    if config.data in ("espeak", "fsdd"):
+        texts = [word for word in WORDS if word in texts]
+    elif len(texts) > min(_FEW, len(takes) // 5):
+        texts = []
+    name = _convention(config)
+    frames = _mapped(path, CONVENTIONS[name].mels)
+    edges = np.cumsum([0, *lengths])
+    mean, std = _moments(frames, edges, train)
+    numbers = [np.array([place[t] for t in take.tokens] or [0]) for take in takes]
+    speaker = np.array([speakers.index(take.speaker) for take in takes])
+    facts: dict[str, Any] = {
+        "convention": name,
+        "mels": CONVENTIONS[name].mels,
+        "tokens": tokens,
+        "speakers": speakers,
+        "texts": texts,
+        "mean": mean.tolist(),
+        "std": std.tolist(),
+        "digest": digest,
+        "count": len(takes),
+    }
+    summary = f"{len(takes)} utterances of {len(texts) or 'any'} words by {len(speakers)} speakers"
+    if len(tokens) == 1:  # nothing is known of what is said
+        lasts = [np.array([length]) for length in lengths]
+        facts["frames"] = np.quantile(np.array(lengths)[train], np.linspace(0, 1, 101)).tolist()
+        summary = f"{len(takes)} pieces of sound by {len(speakers)} speakers, without text"
+    elif takes[0].durations is None:
+        y = [torch.from_numpy(number) for number in numbers]
+        found = alignment.align(_Cepstra(frames, edges, speaker), y, len(tokens))
+        facts["reading"], error = _reading(y, found, speaker, train, facts, config)
+        facts["reading"]["examples"] = [
+            take.text for take, known in zip(takes, train, strict=True) if not known
+        ][:_FEW]
+        lasts = [d.numpy() for d in found]
+        hours = sum(lengths) * CONVENTIONS[name].hop / CONVENTIONS[name].sample_rate_hz / 3600
+        summary = (
+            f"{len(takes)} utterances ({hours:.2f} h) by {len(speakers)} speakers in "
+            f"{len(tokens) - 1} {facts['reading']['kind']}; durations from their text are right "
+            f"to {error:.0%} of a held-out utterance"
+        )
+    else:
+        lasts = [take.durations for take in takes if take.durations is not None]
+    text_of = np.array([texts.index(t.text) if t.text in texts else -1 for t in takes])
+    arrays = {
+        "lengths": np.array(lengths),
+        "tokens": np.concatenate(numbers),
+        "durations": np.concatenate(lasts),
+        "counts": np.array([len(number) for number in numbers]),
+        "speaker": speaker,
+        "text": text_of,
+        "train": train,
+        "mean": mean,
+        "std": std,
+    }
+    facts["spoken"] = {} if takes[0].durations is None else _spoken(arrays)
+    return arrays, {"summary": summary, "facts": facts}
+
+
+def _mapped(path: Path, mels: int) -> np.ndarray:
+    """The frames (frames, mels), read from disk as they are asked for."""
+    return np.memmap(path, dtype="<f4", mode="r").reshape(-1, mels)
+
+
+def _moments(
+    frames: np.ndarray, edges: np.ndarray, train: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each band over the training split."""
+    total, square = np.zeros((2, frames.shape[1]))
+    count = 0
+    for i in np.flatnonzero(train):
+        part = frames[edges[i] : edges[i + 1]].astype(np.float64)
+        total, square, count = total + part.sum(0), square + (part**2).sum(0), count + len(part)
+    mean = total / count
+    return mean, np.sqrt((square / count - mean**2).clip(min=1e-6))
+
+
+class _Cepstra(Sequence[Tensor]):
+    """What is aligned: each utterance's cepstra less its speaker's mean, read when asked for."""
+
+    def __init__(self, frames: np.ndarray, edges: np.ndarray, speaker: np.ndarray) -> None:
+        self.frames, self.edges, self.speaker = frames, edges, speaker
+        self.mean = {}
+        for who in np.unique(speaker).tolist():
+            rows = np.flatnonzero(speaker == who)[:_FEW]
+            self.mean[who] = np.concatenate([self._mel(i) for i in rows]).mean(0)
+
+    def _mel(self, i: int) -> np.ndarray:
+        return self.frames[self.edges[i] : self.edges[i + 1]]
+
+    def __len__(self) -> int:
+        return len(self.speaker)
+
+    def __getitem__(self, i: Any) -> Any:
+        mel = self._mel(i) - self.mean[int(self.speaker[i])]
+        return alignment.cepstra(torch.from_numpy(mel.T.copy()))
+
+
+def _reading(
+    tokens: Sequence[Tensor],
+    lasts: Sequence[Tensor],
+    speaker: np.ndarray,
+    train: np.ndarray,
+    facts: Mapping[str, Any],
+    config: Any,
+) -> tuple[dict[str, Any], float]:
+    """How new text is read, and the mean error of held-out sentences' lengths, as a share."""
+    counts = (len(facts["tokens"]), len(facts["speakers"]))
+
+    def part(rows: np.ndarray) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        x, d = ([values[i] for i in rows] for values in (tokens, lasts))
+        return x, d, torch.from_numpy(speaker[rows])
+
+    x, d, who = part(np.flatnonzero(train))
+    predictor = durations.fit(x, d, who, counts)
+    found = durations.predict(predictor, x, who)
+    rate = [float((b.log() - a).mean()) for a, b in zip(found, d, strict=True)]
+    x, d, who = part(np.flatnonzero(~train))
+    found = durations.predict(predictor, x, who)
+    totals = [float(a.exp().sum()) / int(b.sum()) for a, b in zip(found, d, strict=True)]
+    reading = {
+        "kind": text.kind_of(config.tokens),
+        "durations": durations.to_text(predictor),
+        "spread": float(np.std(rate)),
+    }
+    return reading, float(np.abs(np.array(totals) - 1).mean())
+
+
+def _spoken(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Tokens and mean durations of each speaker's training takes of each text."""
     spoken: dict[str, Any] = {}
-    ends = kept["counts"].cumsum()
-    tokens, durations = kept["tokens"], kept["durations"]
+    counts, tokens, lasts = (arrays[key] for key in ("counts", "tokens", "durations"))
+    ends = counts.cumsum()
     groups: dict[tuple[int, int], list[int]] = {}
-    for i in np.flatnonzero(kept["train"]):
-        groups.setdefault((int(kept["speaker"][i]), int(kept["text"][i])), []).append(int(i))
-    for (speaker, text), members in sorted(groups.items()):
-        spans = [slice(ends[i] - kept["counts"][i], ends[i]) for i in members]
+    for i in np.flatnonzero(arrays["train"]):
+        groups.setdefault((int(arrays["speaker"][i]), int(arrays["text"][i])), []).append(int(i))
+    for (speaker, said), members in sorted(groups.items()):
+        spans = [slice(ends[i] - counts[i], ends[i]) for i in members]
         first = tokens[spans[0]].tolist()
         same = [s for s in spans if tokens[s].tolist() == first]
-        logs = np.log(np.stack([durations[s] for s in same]))
-        spoken[f"{speaker} {text}"] = {
+        logs = np.log(np.stack([lasts[s] for s in same]))
+        spoken[f"{speaker} {said}"] = {
             "tokens": first,
             "log_frames": logs.mean(0).tolist(),
             "spread": float(logs.mean(1).std()),
         }
-    return {
-        "convention": convention,
-        "mels": CONVENTIONS[convention].mels,
-        "tokens": kept["names"].tolist(),
-        "speakers": kept["speakers"].tolist(),
-        "texts": kept["texts"].tolist(),
-        "spoken": spoken,
-        "mean": kept["mean"].tolist(),
-        "std": kept["std"].tolist(),
-        "digest": digest,
-        "count": len(kept["lengths"]),
-    }
+    return spoken
 
 
 class Utterances(Dataset[Item]):
     """A split of the prepared corpus."""
 
-    def __init__(self, path: Path, split: str) -> None:
-        with np.load(path, allow_pickle=False) as kept:
-            self.kept = {name: kept[name] for name in kept.files}
+    def __init__(self, digest: str, split: str) -> None:
+        self.path, index = _files_of(digest)
+        with np.load(index, allow_pickle=False) as kept:
+            self.kept = {name: kept[name] for name in kept.files if name != "report"}
         self.rows = np.flatnonzero(self.kept["train"] == (split == "train"))
         self.ends, self.stops = self.kept["lengths"].cumsum(), self.kept["counts"].cumsum()
 
@@ -240,13 +453,13 @@ class Utterances(Dataset[Item]):
     def __getitem__(self, key: tuple[int, int]) -> Item:
         i = self.rows[key[0]]
         kept = self.kept
-        frames = kept["frames"][self.ends[i] - kept["lengths"][i] : self.ends[i]]
+        # Mapped anew each time: a mapping would be copied whole to a loader's workers.
+        frames = _mapped(self.path, len(kept["mean"]))
+        frames = frames[self.ends[i] - kept["lengths"][i] : self.ends[i]]
         mel = torch.from_numpy(((frames - kept["mean"]) / kept["std"]).T.astype(np.float32).copy())
         span = slice(self.stops[i] - kept["counts"][i], self.stops[i])
-        tokens, durations = (
-            torch.from_numpy(kept[k][span].copy()) for k in ("tokens", "durations")
-        )
-        return Item(mel, tokens, durations, int(kept["speaker"][i]), int(kept["text"][i]))
+        tokens, lasts = (torch.from_numpy(kept[k][span].copy()) for k in ("tokens", "durations"))
+        return Item(mel, tokens, lasts, int(kept["speaker"][i]), int(kept["text"][i]))
 
 
 def dataset(config: Any, facts: Mapping[str, Any], split: str) -> Utterances:
@@ -255,12 +468,15 @@ def dataset(config: Any, facts: Mapping[str, Any], split: str) -> Utterances:
     Raises:
         DataError: It was prepared elsewhere, and the cache is gone.
     """
-    path = cache_folder() / f"speech-{facts['digest']}.npz"
-    if not path.exists():
+    paths = _files_of(facts["digest"])
+    if not all(path.exists() for path in paths):
         prepare(config)
-    if not path.exists():
-        raise DataError(f"data: {path} is missing and the corpus has changed. Train a new run.")
-    return Utterances(path, split)
+    for path in paths:
+        if not path.exists():
+            raise DataError(
+                f"data: {path} is missing and the corpus has changed. Train a new run."
+            )
+    return Utterances(facts["digest"], split)
 
 
 def convention(facts: Mapping[str, Any]) -> MelConvention:
@@ -282,8 +498,44 @@ def spoken(
             f"speaker: {facts['speakers'][speaker]!r} never said {facts['texts'][text]!r} in the "
             "training data. Ask another speaker."
         )
+    logs = torch.tensor(entry["log_frames"], dtype=torch.float64)
+    return torch.tensor(entry["tokens"]), _lasting(logs, entry["spread"], seed, sample, speed)
+
+
+def _lasting(logs: Tensor, spread: float, seed: int, sample: int, speed: float) -> Tensor:
+    """Frames (L,), at least 1, all longer or shorter by one draw of (seed, sample)."""
     generator = torch.Generator().manual_seed(derive_seed("rate", seed, sample))
     draw = torch.randn((), generator=generator, dtype=torch.float64)
-    logs = torch.tensor(entry["log_frames"], dtype=torch.float64) + entry["spread"] * draw
-    durations = (logs.exp() / speed).round().long().clamp(min=1)
-    return torch.tensor(entry["tokens"]), durations
+    return ((logs.double() + spread * draw).exp() / speed).round().long().clamp(min=1)
+
+
+def read_aloud(
+    facts: Mapping[str, Any], speaker: int, said: str, seed: int, sample: int, speed: float
+) -> tuple[Tensor, Tensor]:
+    """Tokens and durations, (L,) int64 each, of any text as this speaker would say it.
+
+    Durations are predicted from the text, then drawn and divided as in :func:`spoken`.
+
+    Raises:
+        ConfigError: The text has something that cannot be read.
+        DataError: It is read as phonemes, and eSpeak NG is not installed.
+    """
+    reading = facts["reading"]
+    try:
+        tokens = torch.tensor(text.numbers(said, reading["kind"], facts["tokens"]))
+    except text.Unreadable as error:
+        raise ConfigError(f"text: {said!r} {error}") from None
+    counts = (len(facts["tokens"]), len(facts["speakers"]))
+    predictor = durations.from_text(reading["durations"], counts)
+    (logs,) = durations.predict(predictor, [tokens], torch.tensor([speaker]))
+    return tokens, _lasting(logs, reading["spread"], seed, sample, speed)
+
+
+def sounding(facts: Mapping[str, Any], seed: int, sample: int, seconds: float | None) -> Tensor:
+    """The one duration (1,) of sound without text: the training pieces' own, or so long."""
+    if seconds is None:
+        generator = torch.Generator().manual_seed(derive_seed("length", seed, sample))
+        frames = facts["frames"][int(torch.randint(len(facts["frames"]), (), generator=generator))]
+    else:
+        frames = seconds * convention(facts).sample_rate_hz / convention(facts).hop
+    return torch.tensor([max(1, round(frames))])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import _ctypes
 import ctypes
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ _PHONEME_EVENTS, _DONT_EXIT = 0x1, 0x8000  # options of espeak_Initialize
 _BY_CHARACTER = 1  # espeak_POSITION_TYPE
 _UTF8 = 0x1  # flag of espeak_Synth; without 0x1000 no pause of a third of a second follows
 _RATE, _PITCH = 1, 3  # espeak_PARAMETER
+_SEPARATOR = ord("|") << 8  # of espeak_TextToPhonemes: between the mnemonics of a word
 _LIST_TERMINATED, _PHONEME = 0, 7  # espeak_EVENT_TYPE
 _PAUSE = "_"
 
@@ -105,6 +107,36 @@ def speak(text: str, voice: str, pitch: int = 50, rate: int = 160) -> Spoken:
     wave = np.concatenate(chunks).astype(np.float32) / np.float32(32768)
     phonemes, starts = _cover(events, len(wave))
     return Spoken(wave, rate_hz, phonemes, starts)
+
+
+def phonemes_of(clauses: Sequence[str], voice: str = VOICES[0]) -> list[list[tuple[str, ...]]]:
+    """The words of each clause as eSpeak's mnemonics with their stress marks, without sound.
+
+    Little words may be one with their neighbour (``of the``), and numbers are read out.
+
+    Args:
+        clauses: Texts without punctuation.
+        voice: One of ``VOICES``: accents differ in their phonemes.
+
+    Raises:
+        DataError: eSpeak NG is not installed or lacks the voice.
+    """
+    found = []
+    with _lock, _fresh_library() as (library, _):
+        if library.espeak_SetVoiceByName(voice.encode()):
+            raise DataError(f"eSpeak NG has no voice '{voice}'. Choose from: {', '.join(VOICES)}")
+        library.espeak_TextToPhonemes.restype = ctypes.c_char_p
+        for clause in clauses:
+            text = ctypes.create_string_buffer(clause.encode())
+            at = ctypes.c_void_p(ctypes.addressof(text))
+            read = ""
+            while at.value:  # it reads up to what it takes for the end of a clause
+                part = library.espeak_TextToPhonemes(ctypes.byref(at), _UTF8, _SEPARATOR)
+                read += " " + (part or b"").decode()
+            read = re.sub(r"\([a-z-]+\)", "", read)  # marks of another language's word
+            words = ([p for p in w.split("|") if p.strip("_:;-'%=,")] for w in read.split())
+            found.append([tuple(word) for word in words if word])
+    return found
 
 
 def _cover(

@@ -86,8 +86,9 @@ def measure(
     measures.append(_frechet(network, facts, reference, real, made, seed))
     # Where texts are not repeated no half can stand in for the other, so all are the reference.
     references, stand_in = (reference, told) if texts else (test, None)
-    measures += _distortion(facts, references, stand_in, like, made)
-    measures += _pitch(facts, references, stand_in, made)
+    if any(made.tokens):
+        measures += _distortion(facts, references, stand_in, like, made)
+        measures += _pitch(facts, references, stand_in, made)
     if network is not None and network.text is not None:
         measures += _ceiling(network, facts, reference)
     return measures

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -35,10 +36,19 @@ Positive = Annotated[int, Field(gt=0)]
 class SpeechConfig(Section):
     """The section ``speech`` of a configuration: the data, then the network."""
 
-    data: Literal["espeak", "fsdd"] = Field(
-        "espeak", description="corpus; espeak is spoken by eSpeak NG on first use"
+    data: Literal["espeak", "fsdd", "ljspeech", "vctk", "libritts", "speechcommands", "folder"] = (
+        Field("espeak", description="corpus or layout; espeak is spoken by eSpeak NG on first use")
     )
-    path: str | None = Field(None, description="folder or zip with FSDD's recordings")
+    path: str | None = Field(None, description="folder of the recordings; FSDD's may be a zip")
+    convention: Literal["auto", "8khz", "16khz", "22khz", "24khz"] = Field(
+        "auto", description="of the mels, to whose sample rate all sound is brought"
+    )
+    tokens: Literal["auto", "characters", "phonemes"] = Field(
+        "auto", description="of sentences; auto is phonemes where eSpeak NG is installed"
+    )
+    max_seconds: float = Field(
+        15.0, gt=0, le=600, description="longer sentences are left out, sound without text is cut"
+    )
     channels: Positive = Field(160, description="width of the network")
     blocks: Positive = Field(8, description="gated residual blocks")
     dilations: tuple[Positive, ...] = Field(
@@ -136,31 +146,41 @@ class SpeechModality(Modality):
         """``text`` and ``speaker``: one, or a list that the ids go round; ``speed``: a number.
 
         Without them, sample i says text i modulo their number, and the speakers change when all
-        texts were said. A speaker is a name or a number.
+        texts were said. A speaker is a name or a number; a text is one of the corpus's words, or
+        any text if the corpus is of sentences, whose held-out ones are said without it. Where
+        nothing is known of what is said, there is ``seconds`` in place of ``text`` and ``speed``.
 
         Raises:
-            ConfigError: No such condition, text or speaker.
+            ConfigError: No such condition, text or speaker, or a text that cannot be read.
+            DataError: Phonemes are needed, and eSpeak NG is not installed.
         """
         import torch
 
         from gendiff.spaces import Masked
         from gendiff_speech import data
 
-        for key in request.values:
-            if key not in ("text", "speaker", "speed"):
-                raise ConfigError(f"cond: unknown condition {key!r}. Known: text, speaker, speed.")
-        speed = request.values.get("speed", 1.0)
-        if isinstance(speed, bool) or not isinstance(speed, (int, float)) or not speed > 0:
-            raise ConfigError(f"speed: {speed!r} is not a number above 0. 1 is the data's speed.")
-        texts = _asked(request.values.get("text"), facts["texts"], "text")
-        speakers = _asked(request.values.get("speaker"), facts["speakers"], "speaker")
-        text = [texts[i % len(texts)] for i in request.ids]
-        turn = len(texts) if "text" not in request.values else 1
+        values = request.values
+        known = ("speaker", "seconds") if "frames" in facts else ("text", "speaker", "speed")
+        for key in values:
+            if key not in known:
+                raise ConfigError(f"cond: unknown condition {key!r}. Known: {', '.join(known)}.")
+        speed = _positive(values, "speed", ". 1 is the data's speed.") or 1.0
+        seconds = _positive(values, "seconds", " of sound.")
+        texts = _texts(values.get("text"), facts)
+        speakers = _asked(values.get("speaker"), facts["speakers"], "speaker")
+        said = [texts[i % len(texts)] for i in request.ids]
+        turn = len(texts) if "text" not in values else 1
         speaker = [speakers[i // turn % len(speakers)] for i in request.ids]
-        made = [
-            data.spoken(facts, s, w, request.seed, i, speed)
-            for s, w, i in zip(speaker, text, request.ids, strict=True)
-        ]
+        made = []
+        for who, (word, sentence), i in zip(speaker, said, request.ids, strict=True):
+            if "frames" in facts:
+                lasts = data.sounding(facts, request.seed, i, seconds)
+                made.append((torch.zeros(1, dtype=torch.int64), lasts))
+            elif "reading" in facts:
+                made.append(data.read_aloud(facts, who, sentence, request.seed, i, speed))
+            else:
+                made.append(data.spoken(facts, who, word, request.seed, i, speed))
+        text = [word for word, _ in said]
         tokens, durations = [t for t, _ in made], [d for _, d in made]
         lengths = torch.stack([d.sum() for d in durations])
         space = Masked(lengths, facts["mels"], int(lengths.max()))
@@ -189,6 +209,8 @@ class SpeechModality(Modality):
         values = dict(request.values)
         if "speed" in values:
             raise ConfigError("speed: an edited recording keeps its length. Leave speed out.")
+        if "reading" in facts and not facts["texts"] and "text" not in values:
+            raise ConfigError(f"text: what does {path.name} say? Add --cond text='\"…\"'.")
         wave, mel = editing.recording(facts, path)
         if not {"text", "speaker"} <= values.keys():
             values = editing.labels(config, facts, path, mel, cache_folder()) | values
@@ -336,11 +358,46 @@ def _mels(facts: Mapping[str, Any], batch: Batch) -> list[Tensor]:
 def _said(facts: Mapping[str, Any], batch: Batch) -> list[tuple[str, str]]:
     """Each sample's text and speaker."""
     assert batch.cond is not None
-    texts, speakers = batch.cond["text"].tolist(), batch.cond["speaker"].tolist()
+    told = (batch.cond[name].tolist() for name in ("text", "tokens", "speaker"))
     return [
-        (facts["texts"][text], facts["speakers"][speaker])
-        for text, speaker in zip(texts, speakers, strict=True)
+        (_title(facts, text, tokens), facts["speakers"][speaker])
+        for text, tokens, speaker in zip(*told, strict=True)
     ]
+
+
+def _title(facts: Mapping[str, Any], text: int, tokens: Sequence[int]) -> str:
+    """The text, or the tokens where it is none of the corpus's words."""
+    if text >= 0:
+        return str(facts["texts"][text])
+    said = "".join(facts["tokens"][token] for token in tokens).strip("_")
+    return said if len(said) <= 32 else said[:31] + "…"
+
+
+def _positive(values: Mapping[str, Any], key: str, meaning: str) -> float | None:
+    value = values.get(key)
+    if value is None and key not in values:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ConfigError(f"{key}: {value!r} is not a number above 0{meaning}")
+    return float(value)
+
+
+def _texts(wanted: Any, facts: Mapping[str, Any]) -> list[tuple[int, str]]:
+    """What is to be said, as a number of the corpus's words, or -1, and as text."""
+    words = facts["texts"]
+    if "frames" in facts:
+        return [(-1, "")]
+    if "reading" not in facts:
+        return [(number, words[number]) for number in _asked(wanted, words, "text")]
+    if wanted is None:
+        wanted = words or facts["reading"]["examples"]
+    entries = list(wanted) if isinstance(wanted, (list, tuple)) else [wanted]
+    if not entries:
+        raise ConfigError("text: an empty list. Give at least one.")
+    for entry in entries:
+        if not isinstance(entry, str):
+            raise ConfigError(f"text: {entry!r} is no text. Put it in quotes: text='\"…\"'.")
+    return [(words.index(e) if e in words else -1, e) for e in entries]
 
 
 def _asked(wanted: Any, names: Sequence[str], key: str) -> list[int]:

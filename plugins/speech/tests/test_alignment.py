@@ -2,11 +2,15 @@
 
 from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 
 from gendiff.errors import DataError
-from gendiff_speech.alignment import align, monotonic_alignment_search
+from gendiff_speech import alignment
+from gendiff_speech.alignment import _even, align, cepstra, monotonic_alignment_search
+from gendiff_speech.espeak import speak
+from gendiff_speech.mel import CONVENTIONS, log_mel
 
 
 def test_the_search_finds_the_best_of_all_alignments() -> None:
@@ -58,3 +62,49 @@ def test_known_segments_are_recovered() -> None:
 def test_too_few_frames_are_refused() -> None:
     with pytest.raises(DataError, match="fewer frames than tokens"):
         align([torch.zeros(4, 2)], [torch.tensor([1, 2, 3])], 4)
+
+
+def test_phonemes_of_a_synthesiser_are_found_where_it_spoke_them() -> None:
+    """Measured: 14.3 ms, where a frame lasts 11.6 ms; equal durations are off by 51 ms."""
+    random = np.random.default_rng(0)
+    convention = CONVENTIONS["22khz"]
+    features, names, truth = [], [], []
+    for _ in range(40):
+        # Made words: where letters always follow each other, nothing tells them apart.
+        pairs = random.choice(list("bdfgklmnprstvw"), 12), random.choice(list("aeiou"), 12)
+        said = "".join(
+            a + b + " " * (i % 3 == 2) for i, (a, b) in enumerate(zip(*pairs, strict=True))
+        )
+        try:
+            spoken = speak(said, "en-us", rate=150)
+        except DataError as error:
+            pytest.skip(str(error))
+        features.append(cepstra(log_mel(torch.from_numpy(spoken.wave), convention)))
+        names.append(spoken.phonemes)
+        truth.append(torch.tensor(spoken.starts[1:]) / spoken.rate_hz)
+    known = sorted({name for spoken in names for name in spoken})
+    tokens = [torch.tensor([known.index(name) for name in spoken]) for spoken in names]
+
+    def error_ms(durations: list[torch.Tensor]) -> float:
+        frame = convention.hop / convention.sample_rate_hz
+        found = [d.cumsum(0)[:-1] * frame for d in durations]
+        return 1000 * float((torch.cat(found) - torch.cat(truth)).abs().mean())
+
+    assert error_ms(align(features, tokens, len(known))) < 18
+    even = [_even(len(y), x.shape[1]) for x, y in zip(features, tokens, strict=True)]
+    assert error_ms(even) > 40
+
+
+def test_a_large_corpus_is_searched_with_what_a_part_taught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = torch.Generator().manual_seed(2)
+    means = 3 * torch.randn(6, 8, generator=generator)
+    tokens = [torch.randperm(6, generator=generator) for _ in range(60)]
+    truth = [torch.randint(2, 9, (6,), generator=generator) for _ in range(60)]
+    x = [means[y.repeat_interleave(d)].T for y, d in zip(tokens, truth, strict=True)]
+    x = [a + 0.5 * torch.randn(a.shape, generator=generator) for a in x]
+    monkeypatch.setattr(alignment, "_LEARN", 20)
+    found = align(x, tokens, 6)
+    right = [torch.equal(a, b) for a, b in zip(found, truth, strict=True)]
+    assert sum(right) >= 58

@@ -56,6 +56,20 @@ def test_bad_files_get_one_line_that_names_them(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "t.flac", np.random.default_rng(0).standard_normal(80000), 8000)
     path.write_bytes((tmp_path / "t.flac").read_bytes()[:9000])
     refused("cannot be decoded|truncated")
+    soundfile.write(path, TONE, 8000)
+    path.write_bytes(path.read_bytes()[:1000])
+    refused("truncated, its header tells of more")
+
+
+def test_silence_at_the_ends_is_cut() -> None:
+    sound = torch.sin(torch.arange(8000) * 0.3)
+    wave = torch.cat([1e-4 * torch.ones(4000), sound, torch.zeros(1600), sound, torch.zeros(6000)])
+    found = audio.trim(wave, 8000, "x.wav")
+    assert abs(len(found) - (400 + 8000 + 1600 + 8000 + 400)) <= 80
+    assert torch.equal(found[400:8400], sound)
+    assert torch.equal(audio.trim(sound, 8000, "x.wav"), sound)
+    with pytest.raises(DataError, match="x.wav: holds only silence"):
+        audio.trim(torch.zeros(800), 8000, "x.wav")
 
 
 def test_what_is_written_does_not_clip(tmp_path: Path) -> None:
