@@ -23,7 +23,7 @@ from gendiff.config import SampleConfig
 from gendiff.denoiser import Denoiser
 from gendiff.editing import Kept, time_of_noise
 from gendiff.errors import CheckpointError, ConfigError, SamplingError
-from gendiff.guidance import autoguidance, classifier_free
+from gendiff.guidance import Clipped, NoClip, autoguidance, classifier_free
 from gendiff.modality import Given, Property, Request
 from gendiff.noise import Streams
 from gendiff.runs import Run
@@ -146,6 +146,8 @@ class Model:
             denoiser = autoguidance(denoiser, self.guide.denoiser, settings.guidance)
         elif settings.guidance.scale != 1:
             denoiser = classifier_free(denoiser, settings.guidance)
+        if settings.clip != NoClip():
+            denoiser = Clipped(denoiser, space, settings.clip)
         for name, target in wish.toward.items():
             found = self.property(name)
             denoiser = Matched(denoiser, space, schedule, found.function, target, found.tolerance)
@@ -236,6 +238,7 @@ class Model:
         sampler: Any = None,
         grid: Any = None,
         guidance: Any = None,
+        clip: Any = None,
         batch_size: int | None = None,
         seed: int = 0,
         ids: Sequence[int] | None = None,
@@ -249,7 +252,7 @@ class Model:
 
         Args:
             n: How many; the ids are 0 … n - 1.
-            steps, sampler, grid, guidance, batch_size: In place of the run's settings.
+            steps, sampler, grid, guidance, clip, batch_size: In place of the run's settings.
             seed: The seed; sample i is a function of (model, seed, i).
             ids: Which samples, in place of the first n.
             cond, toward, source, keep, noise: What to sample; see :class:`Wish`.
@@ -262,7 +265,12 @@ class Model:
             SamplingError: They do not go together.
         """
         settings = self.settings(
-            steps=steps, sampler=sampler, grid=grid, guidance=guidance, batch_size=batch_size
+            steps=steps,
+            sampler=sampler,
+            grid=grid,
+            guidance=guidance,
+            clip=clip,
+            batch_size=batch_size,
         )
         chosen = list(range(n)) if ids is None else list(ids)
         if not chosen:

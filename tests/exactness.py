@@ -18,7 +18,7 @@ from oracle_tools import exponential_moment, normal
 
 MODULES = (
     "schedules", "denoiser", "multistep", "objective", "samplers", "singlestep", "spaces",
-    "likelihood", "guidance",
+    "likelihood", "guidance", "adaptive",
 )  # fmt: skip
 
 
@@ -526,6 +526,67 @@ def guidance(g: SimpleNamespace) -> None:
     assert edges.inside(schedule, t).tolist() == found
 
 
+def clips(g: SimpleNamespace) -> None:
+    """Saharia et al., 2022, section 2.3, a sample at a time with torch's quantile."""
+    x = 2 * normal(9, 4, seed=1)
+    masked = torch.cat([x[:2].T[None], torch.zeros(1, 4, 1).double()], 2)  # a frame of padding
+    spaces = g.spaces
+    for space, value, samples in (
+        (spaces.Dense((9, 4)), x, list(x)),
+        (spaces.Masked(torch.tensor([2]), 4, 3), masked, [x[:2]]),
+        (spaces.Ragged(torch.tensor([2, 7]), 4), x, [x[:2], x[2:]]),
+    ):
+        for q in (0.0, 0.3, 0.9, 1.0):
+            expected = torch.stack([v.abs().flatten().quantile(q) for v in samples])
+            near(space.quantile(value.abs(), q), expected)
+        static = g.guidance.StaticClip(0.7)(value, space)
+        near(static, torch.minimum(torch.maximum(value, -0.7 + 0 * value), 0.7 + 0 * value))
+        s = torch.stack([v.abs().flatten().quantile(0.9) for v in samples])
+        s = space.expand(torch.maximum(s, 0.7 + 0 * s))
+        dynamic = torch.minimum(torch.maximum(value, -s), s) / s * 0.7
+        near(g.guidance.DynamicClip(0.9, 0.7)(value, space), dynamic)
+        near(g.guidance.DynamicClip(0.9, 9.0)(value, space), value)
+
+
+def adaptive(g: SimpleNamespace) -> None:
+    """Bogacki & Shampine, 1989, written out for one number, and how a step is chosen."""
+    space, tolerance = g.spaces.Dense((1, 1)), 1e-3
+    for schedule, x0 in ((g.schedules.EDM(5.0), 1.3), (g.schedules.VPLinear(), 0.1)):
+        first, last = schedule.level(0.9), schedule.level(0.2)
+        rho, end = first.sigma / first.alpha, last.sigma / last.alpha
+        x = torch.full((1, 1), x0, dtype=torch.float64)
+
+        def denoise(x: Any, t: Any) -> Any:
+            return torch.sin(2 * x) + torch.as_tensor(t, dtype=torch.float64)
+
+        def f(rho: float, y: float, schedule: Any = schedule, denoise: Any = denoise) -> float:
+            t = schedule.inverse(torch.tensor(-2 * math.log(rho), dtype=torch.float64))
+            alpha = schedule(t)[0].item()
+            x_hat = denoise(torch.tensor(alpha * y, dtype=torch.float64), t.item())
+            return (y - x_hat.item()) / rho
+
+        y, h, calls = x0 / first.alpha, -rho / 10, 1
+        while rho > end:
+            h = max(h, end - rho)
+            k1 = f(rho, y)
+            k2 = f(rho + h / 2, y + h / 2 * k1)
+            k3 = f(rho + 3 * h / 4, y + 3 * h / 4 * k2)
+            third = y + h * (2 * k1 + 3 * k2 + 4 * k3) / 9
+            k4 = f(rho + h, third)
+            second = y + h * (7 / 24 * k1 + k2 / 4 + k3 / 3 + k4 / 8)
+            size = abs(third - second) / (tolerance * (1 + max(abs(y), abs(third))))
+            calls += 3
+            if size <= 1:
+                y, rho = third, end if h == end - rho else rho + h
+            h *= min(max(0.9 * max(size, 1e-9) ** (-1 / 3), 0.2), 5.0)
+        try:
+            found = g.adaptive.solve(denoise, space, schedule, x, 0.9, 0.2, tolerance, 500)
+        except Exception as error:
+            raise AssertionError("it does not arrive") from error
+        near(found.x, torch.full((1, 1), y * last.alpha, dtype=torch.float64), 1e-10)
+        assert found.calls.tolist() == [calls]
+
+
 def driver(g: SimpleNamespace) -> None:
     """The published loops, written out for a state x = alpha y and any denoiser."""
     space, times = g.spaces.Dense((2, 3)), [0.9, 0.6, 0.4, 0.25, 0.1]
@@ -714,6 +775,8 @@ CHECKS: tuple[Callable[[SimpleNamespace], None], ...] = (
     bound_denoiser,
     driver,
     guidance,
+    clips,
+    adaptive,
     weights,
     densities,
     variance_bound,
