@@ -551,7 +551,7 @@ def clips(g: SimpleNamespace) -> None:
 def adaptive(g: SimpleNamespace) -> None:
     """Bogacki & Shampine, 1989, written out for one number, and how a step is chosen."""
     space, tolerance = g.spaces.Dense((1, 1)), 1e-3
-    for schedule, x0 in ((g.schedules.EDM(5.0), 1.3), (g.schedules.VPLinear(), 0.1)):
+    for schedule, x0 in ((g.schedules.EDM(5.0), 0.1), (g.schedules.VPLinear(), 1.3)):
         first, last = schedule.level(0.9), schedule.level(0.2)
         rho, end = first.sigma / first.alpha, last.sigma / last.alpha
         x = torch.full((1, 1), x0, dtype=torch.float64)
