@@ -14,8 +14,10 @@ from typing import Any
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 DEVELOPMENT = [
+    "espeakng-loader",  # gendiff-speech's extra: GPL-3, so never a requirement
     "hatchling",
     "hypothesis",
+    "librosa",
     "mypy",
     "pytest",
     "pytest-xdist",

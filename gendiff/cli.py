@@ -125,6 +125,11 @@ def _sampling(function: Any) -> Any:
             metavar="RUN[@STEP]",
             help="Guide by this weaker model (autoguidance), not by hiding the condition.",
         ),
+        click.option(
+            "--ema-width",
+            type=float,
+            help="Average of this width sigma_rel, from the snapshots of train.ema_widths.",
+        ),
         click.option("--batch-size", type=int, help="Samples at a time; changes no sample."),
         click.option("--seed", type=int, default=0, show_default=True, help="Seed."),
         click.option("--device", help="In place of the run's: cpu, cuda, …"),
@@ -156,7 +161,7 @@ def _load(folder: Path, options: dict[str, Any]) -> Any:
     """The model of a run, with its guide."""
     from gendiff import generate
 
-    model = generate.load(folder, options["device"])
+    model = generate.load(folder, options["device"], ema_width=options["ema_width"])
     if options["guide_run"] is None:
         return model
     path, _, step = options["guide_run"].rpartition("@")

@@ -190,6 +190,10 @@ class TrainConfig(Section):
     clip_norm: float = _option(1.0, "largest norm of the gradient; 0 for no limit", ge=0)
     ema_half_life_steps: float = _option(500.0, "half-life of the weights' average", ge=0)
     ema_warmup: float = _option(0.05, "half-life at most this share of the steps so far", gt=0)
+    ema_widths: tuple[Annotated[float, Field(gt=0, lt=12**-0.5)], ...] = _option(
+        (), "widths sigma_rel of power-function averages, for --ema-width; [0.05, 0.1] serves"
+    )
+    ema_snapshot_steps: int = _option(500, "steps between snapshots of these", ge=1)
     precision: Literal["auto", "fp32", "bf16"] = _option("auto", "auto: bf16 on capable GPUs")
     compile: bool = _option(False, "compile the network (torch.compile, in place)")
     workers: int = _option(0, "processes that load data", ge=0)

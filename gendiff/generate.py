@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gendiff import checkpoint, config, console, runs
+from gendiff import checkpoint, config, console, ema, runs
 from gendiff.config import SampleConfig
 from gendiff.denoiser import Denoiser
 from gendiff.editing import Kept, time_of_noise
@@ -338,13 +338,20 @@ def use_bf16(precision: str, device: torch.device) -> bool:
     return precision == "bf16"
 
 
-def load(folder: str | Path, device: str | None = None, step: int | None = None) -> Model:
+def load(
+    folder: str | Path,
+    device: str | None = None,
+    step: int | None = None,
+    ema_width: float | None = None,
+) -> Model:
     """Loads the newest whole checkpoint of a run, averaged weights, ready to sample.
 
     Args:
         folder: The run's folder.
         device: In place of the run's.
         step: The checkpoint of this step, in place of the newest.
+        ema_width: sigma_rel of a power-function average, made from the run's snapshots up to that
+            step, in place of the checkpoint's average.
 
     Raises:
         RunError, PluginError, ConfigError: The run cannot be opened.
@@ -358,13 +365,17 @@ def load(folder: str | Path, device: str | None = None, step: int | None = None)
         path = checkpoint.at(run.checkpoints, step)
     place = pick_device(device or run.config.device, run.config.threads)
     network = run.modality.backbone(run.section, run.facts).to(place).eval().requires_grad_(False)
-    restore(network, checkpoint.load_weights(path), path)
+    at = int(path.name.removeprefix("step-"))
+    if ema_width is None:
+        restore(network, checkpoint.load_weights(path), path)
+    else:
+        restore(network, ema.reconstruct(run.ema, ema_width, at, network), run.ema)
     return Model(
         run,
         network,
         place,
         use_bf16(run.config.train.precision, place),
-        int(path.name.removeprefix("step-")),
+        at,
     )
 
 

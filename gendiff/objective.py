@@ -58,11 +58,28 @@ from gendiff.spaces import Batch
 
 
 class Times(ABC):
-    """A density over times, as the map from a uniform number to a time (its quantile function)."""
+    """A density over times, as the map from a uniform number to a time (its quantile function).
+
+    One that follows the losses keeps them in a tensor, its history. The history is not in the
+    density but with whoever trains, who saves it: see :meth:`start`, :meth:`draw`,
+    :meth:`record`.
+    """
 
     @abstractmethod
     def __call__(self, u: Tensor, schedule: Schedule) -> Tensor:
         """Times in (0, 1] for float64 numbers u in (0, 1), both of shape (B,)."""
+
+    def start(self) -> Tensor:
+        """The history before the first step; empty for a density that does not follow losses."""
+        return torch.zeros(0)
+
+    def draw(self, u: Tensor, schedule: Schedule, history: Tensor) -> tuple[Tensor, Tensor]:
+        """Times, and the importance weights that undo where they were drawn, both (B,)."""
+        return self(u, schedule), torch.ones_like(u)
+
+    def record(self, history: Tensor, t: Tensor, loss: Tensor) -> Tensor:
+        """The history after a step with these times and losses, both (B,); a new tensor."""
+        return history
 
     def log_density(self, t: Tensor) -> Tensor:
         """The logarithm of the density of t, (B,)."""
@@ -126,6 +143,66 @@ class LogNormal(Times):
         return _log_normal(log_sigma, self.mean, self.std) - math.log(2)
 
 
+@dataclass(frozen=True)
+class LossSecondMoment(Uniform):
+    r"""Uniform in t, drawn more often where the loss is large, at weights that undo it.
+
+    .. math:: L = \mathbb E_{k \sim p}\, \frac{L_k}{K p_k},
+              \qquad p_k \propto \sqrt{\mathbb E[L_k^2]}
+
+    (Nichol & Dhariwal, 2021, https://arxiv.org/abs/2102.09672, section 3.3, eq. 18). The unit
+    interval has K equal bins. A bin's mean is over its last 10 squared losses, as they were before
+    the importance weight; until every bin has 10, all have the same p. As in the authors' code, a
+    share of 0.001 stays uniform: a bin without loss is still seen, and no weight exceeds 1000.
+
+    Args:
+        steps: T of :class:`Uniform`'s grid, a multiple of K.
+        bins: K.
+
+    Raises:
+        ValueError: K is not positive or does not divide T.
+    """
+
+    bins: int = 100
+    kept: ClassVar[int] = 10
+    uniform_share: ClassVar[float] = 0.001
+
+    def __post_init__(self) -> None:
+        if self.bins < 1:
+            raise ValueError(f"bins={self.bins}: a number of at least 1 is needed")
+        if self.steps is not None and self.steps % self.bins:
+            raise ValueError(f"steps={self.steps}: a multiple of bins={self.bins} is needed")
+
+    def start(self) -> Tensor:
+        """Squared losses (K, 10), the oldest first, NaN where there is none yet; float64."""
+        return torch.full((self.bins, self.kept), math.nan, dtype=torch.float64)
+
+    def probabilities(self, history: Tensor) -> Tensor:
+        """p_k, (K,)."""
+        uniform = torch.full((self.bins,), 1 / self.bins, dtype=torch.float64)
+        if history.isnan().any() or not history.any():
+            return uniform
+        root = history.mean(1).sqrt()
+        return torch.lerp(root / root.sum(), uniform, self.uniform_share)
+
+    def draw(self, u: Tensor, schedule: Schedule, history: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`Times.draw`; the times are the quantiles of the piecewise constant p."""
+        p = self.probabilities(history)
+        ends = p.cumsum(0)
+        k = torch.searchsorted(ends, u).clamp(max=self.bins - 1)
+        inside = ((u - ends[k] + p[k]) / p[k]).clamp(0, 1)
+        return self((k + inside) / self.bins, schedule), 1 / (self.bins * p[k])
+
+    def record(self, history: Tensor, t: Tensor, loss: Tensor) -> Tensor:
+        """See :meth:`Times.record`; losses that are not finite are left out."""
+        history, square = history.clone(), loss.to(history).square()
+        bins = torch.ceil(t * self.bins - 1e-9).long().clamp(min=1) - 1  # 7 / 100 * 100 > 7
+        seen = square.isfinite()
+        for k in bins[seen].unique().tolist():
+            history[k] = torch.cat([history[k], square[seen & (bins == k)]])[-self.kept :]
+        return history
+
+
 def _log_normal(x: Tensor, mean: float, std: float) -> Tensor:
     return -(((x - mean) / std) ** 2) / 2 - math.log(std * math.sqrt(2 * math.pi))
 
@@ -134,6 +211,7 @@ TIMES: dict[str, type[Times]] = {
     "uniform": Uniform,
     "logit_normal": LogitNormal,
     "log_normal": LogNormal,
+    "loss_second_moment": LossSecondMoment,
 }
 
 
@@ -258,11 +336,15 @@ WEIGHTS: dict[str, type[Weight]] = {
 
 
 class Loss(NamedTuple):
-    """The mean loss, and what is logged: each sample's loss and log-SNR, (B,)."""
+    """The mean loss, at the importance weights if there are any, and each sample's.
+
+    The samples' losses, which carry no importance weight, log-SNR and times have the shape (B,).
+    """
 
     mean: Tensor
     per_sample: Tensor
     log_snr: Tensor
+    t: Tensor
 
 
 @dataclass(frozen=True)
@@ -316,6 +398,7 @@ class Objective:
         batch: Batch,
         noise: NoiseSource,
         *,
+        history: Tensor | None = None,
         seed: int,
         step: int,
         slot: int = 0,
@@ -327,20 +410,33 @@ class Objective:
             denoiser: Network, schedule and prediction.
             batch: The data.
             noise: Source of eps; ``step`` is the draw.
+            history: What :class:`Times` made of the steps before; None: there were none.
             seed, step: Name the random numbers of times and dropped conditions.
             slot, slots: See :meth:`draw`.
         """
         space, x = batch.space, batch.x
-        t = self.times(self.draw(space.batch_size, seed, step, slot, slots), denoiser.schedule)
+        u = self.draw(space.batch_size, seed, step, slot, slots)
+        history = self.times.start() if history is None else history
+        t, importance = self.times.draw(u, denoiser.schedule, history)
         cond = batch.cond
         if cond is not None and self.cond_dropout:
             gen = generator("dropout", seed, step, slot)
             hidden = torch.rand(space.batch_size, generator=gen) < self.cond_dropout
             cond = cond.drop(hidden.to(x.device))
-        return self.at(denoiser, Batch(x, space, cond), t, space.noise(noise, step))
+        return self.at(denoiser, Batch(x, space, cond), t, space.noise(noise, step), importance)
 
-    def at(self, denoiser: Denoiser, batch: Batch, t: Tensor, eps: Tensor) -> Loss:
-        """The loss at given times (B,), float64 on the CPU, and noise, of the shape of x."""
+    def at(
+        self,
+        denoiser: Denoiser,
+        batch: Batch,
+        t: Tensor,
+        eps: Tensor,
+        importance: Tensor | None = None,
+    ) -> Loss:
+        """The loss at given times (B,), float64 on the CPU, and noise, of the shape of x.
+
+        The mean is over the samples' losses times ``importance``, (B,), if it is given.
+        """
         space, x = batch.space, batch.x
         alpha, sigma = denoiser.schedule(t)
         log_snr = denoiser.schedule.log_snr(t)
@@ -364,7 +460,8 @@ class Objective:
             x_hat = space.project(rows(scales.c_skip) * x_t + rows(scales.c_out) * out)
             bound = self._variance_bound(denoiser.schedule, batch, t, x_hat.detach(), variance)
             loss = loss + self.vlb_weight * bound
-        return Loss(loss.mean(), loss.detach(), log_snr if log_snr.ndim == 1 else log_snr[:, 0])
+        mean = (loss if importance is None else importance.to(loss) * loss).mean()
+        return Loss(mean, loss.detach(), log_snr if log_snr.ndim == 1 else log_snr[:, 0], t)
 
     def _variance_bound(
         self, schedule: Schedule, batch: Batch, t: Tensor, x_hat: Tensor, v: Tensor

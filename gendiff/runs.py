@@ -45,6 +45,11 @@ class Run:
         return self.folder / "samples"
 
     @property
+    def ema(self) -> Path:
+        """The folder of the snapshots of power-function averages."""
+        return self.folder / "ema"
+
+    @property
     def section(self) -> Any:
         """The modality's own section of the configuration."""
         return getattr(self.config, self.modality.name)

@@ -437,8 +437,22 @@ class Batch:
         return Batch(x, space, None if self.cond is None else self.cond.select(ids))
 
 
+def _padded(values: Sequence[Tensor]) -> Tensor:
+    """Joins along the first axis; where the second differs, the shorter are padded with zeros."""
+    if values[0].ndim < 2 or len({v.shape[1] for v in values}) == 1:
+        return torch.cat(list(values))
+    longest = max(v.shape[1] for v in values)
+    rows = [v.new_zeros(len(v), longest, *v.shape[2:]) for v in values]
+    for row, value in zip(rows, values, strict=True):
+        row[:, : value.shape[1]] = value
+    return torch.cat(rows)
+
+
 def join(batches: Sequence[Batch]) -> Batch:
-    """One batch of all the samples, in order."""
+    """One batch of all the samples, in order.
+
+    Conditions that are sequences, (B, L, *), may differ in L: they are padded with zeros.
+    """
     first, rest = batches[0], batches[1:]
     if not rest:
         return first
@@ -446,7 +460,7 @@ def join(batches: Sequence[Batch]) -> Batch:
     conds = [b.cond for b in batches if b.cond is not None]
     if not conds:
         return Batch(x, space)
-    values = {k: torch.cat([c[k] for c in conds]) for k in conds[0].values}
+    values = {k: _padded([c[k] for c in conds]) for k in conds[0].values}
     if all(c.dropped is None for c in conds):
         return Batch(x, space, Cond(values))
     hidden = [

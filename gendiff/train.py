@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from gendiff import checkpoint, console
 from gendiff.config import TrainConfig
 from gendiff.data import VisitOrder, loader
-from gendiff.ema import EMA
+from gendiff.ema import EMA, PowerEMA, save_snapshot, snapshots
 from gendiff.errors import CheckpointError, NonFiniteError
 from gendiff.generate import Model, make_denoiser, pick_device, restore, use_bf16
 from gendiff.noise import StepNoise, derive_seed
@@ -61,6 +61,7 @@ class Trainer:
         torch.manual_seed(derive_seed("init", run.config.seed))
         self.network: nn.Module = run.modality.backbone(run.section, run.facts).to(self.device)
         self.ema = EMA(self.network, config.ema_half_life_steps, config.ema_warmup)
+        self.power_emas = [PowerEMA(self.network, width) for width in config.ema_widths]
         if config.compile:
             self.network.compile()
         self.denoiser = make_denoiser(run, self.network)
@@ -82,6 +83,7 @@ class Trainer:
             fused=self.device.type in ("cpu", "cuda"),
         )
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
+        self.history = d.times.start()
         self.step = 0
         self.elapsed = 0.0
         self.skipped = 0  # non-finite steps in a row
@@ -121,7 +123,14 @@ class Trainer:
             noise = StepNoise(seed, slot, self.device, batch.x.dtype)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                 loss = self.objective(
-                    self.denoiser, batch, noise, seed=seed, step=step, slot=slot, slots=len(parts)
+                    self.denoiser,
+                    batch,
+                    noise,
+                    history=self.history,
+                    seed=seed,
+                    step=step,
+                    slot=slot,
+                    slots=len(parts),
                 )
             (loss.mean / len(parts)).backward()
             losses.append(loss)
@@ -134,7 +143,8 @@ class Trainer:
             self.skipped += 1
         self.optimizer.zero_grad()
         self.step += 1
-        self.ema.update(self.step)
+        for average in (self.ema, *self.power_emas):
+            average.update(self.step)
         if self.skipped >= PATIENCE:
             raise NonFiniteError(
                 f"the gradient was not finite {PATIENCE} times in a row, last at step {self.step} "
@@ -145,7 +155,9 @@ class Trainer:
             torch.stack([loss.mean.detach() for loss in losses]).mean(),
             torch.cat([loss.per_sample for loss in losses]),
             torch.cat([loss.log_snr for loss in losses]),
+            torch.cat([loss.t for loss in losses]),
         )
+        self.history = self.objective.times.record(self.history, both.t, both.per_sample)
         return StepResult(self.step, both, norm, not finite)
 
     def model(self) -> Model:
@@ -158,8 +170,10 @@ class Trainer:
             "step": self.step,
             "elapsed": self.elapsed,
             "skipped": self.skipped,
+            "history": self.history,
             "network": self.network.state_dict(),
             "ema": self.ema.module.state_dict(),
+            "power_emas": {str(e.width): e.module.state_dict() for e in self.power_emas},
             "optimizer": self.optimizer.state_dict(),
         }
         metadata = {
@@ -185,6 +199,16 @@ class Trainer:
         state = checkpoint.load_state(path)
         restore(self.network, state["network"], path)
         restore(self.ema.module, state["ema"], path)
+        for average in self.power_emas:
+            if str(average.width) not in state.get("power_emas", {}):
+                raise CheckpointError(
+                    f"checkpoint {path} has no average of width {average.width:g}. "
+                    "Leave train.ema_widths as it was, or give the run a new name"
+                )
+            restore(average.module, state["power_emas"][str(average.width)], path)
+        for step, snapshot in snapshots(self.run.ema).items():
+            if step > state["step"]:
+                snapshot.unlink()
         try:
             self.optimizer.load_state_dict(state["optimizer"])
         except ValueError as error:
@@ -193,6 +217,9 @@ class Trainer:
             ) from None
         self.step, self.elapsed = state["step"], state["elapsed"]
         self.skipped = state["skipped"]
+        history = state.get("history", self.history)  # runs begun before there was one go on
+        if history.shape == self.history.shape:  # else the density of times has changed
+            self.history = history
 
 
 def lr_factor(config: TrainConfig, step: int) -> float:
@@ -263,6 +290,8 @@ def train(run: Run) -> bool:
                 console.say(_progress_line(line, step, config.steps), log)
                 window, mark = [], (step, trainer.elapsed)
                 bar(step, f"loss {line['loss']:.4f}")
+            if trainer.power_emas and (last or step % config.ema_snapshot_steps == 0):
+                save_snapshot(run.ema, step, trainer.power_emas)
             _preview(trainer, stop)
             if last or stop() or step % config.checkpoint_every_steps == 0:
                 saved = trainer.save()

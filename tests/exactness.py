@@ -18,7 +18,7 @@ from oracle_tools import exponential_moment, normal
 
 MODULES = (
     "schedules", "denoiser", "multistep", "objective", "samplers", "singlestep", "spaces",
-    "likelihood", "guidance", "adaptive",
+    "likelihood", "guidance", "adaptive", "ema",
 )  # fmt: skip
 
 
@@ -458,6 +458,32 @@ def densities(g: SimpleNamespace) -> None:
     near(parts.exp(), expected)
 
 
+def resampler(g: SimpleNamespace) -> None:
+    """Nichol & Dhariwal, 2021, eq. 18: lists of losses, and p summed up bin by bin."""
+    times, schedule, K = g.objective.LossSecondMoment(bins=3), g.schedules.Flow(), 3
+    history, lists = times.start(), [[], [], []]  # type: ignore[var-annotated]
+    p = [1 / 3] * 3
+    for step in range(30):
+        u = (torch.arange(8, dtype=torch.float64) + 0.3 + 0.02 * step) / 8
+        t, weight = times.draw(u, schedule, history)
+        for i in range(8):
+            k = next(k for k in range(K) if u[i] <= sum(p[: k + 1]) or k == K - 1)
+            near(t[i], (k + (u[i] - sum(p[:k])) / p[k]) / K)
+            near(weight[i], 1 / (K * p[k]))
+        if step == 20:
+            assert max(p) > 2 * min(p)
+        loss = (1 + 0.1 * step) * t**2 * (1.5 + torch.sin(50 * t))
+        history = times.record(history, t, loss)
+        for time, value in zip(t.tolist(), loss.tolist(), strict=True):
+            lists[math.ceil(K * time) - 1].append(value)
+        if all(len(values) >= 10 for values in lists):
+            root = [math.sqrt(sum(v * v for v in values[-10:]) / 10) for values in lists]
+            p = [0.999 * r / sum(root) + 0.001 / K for r in root]
+    chain = g.objective.LossSecondMoment(steps=100, bins=100)  # a bin for each of its times
+    t = torch.arange(1, 101, dtype=torch.float64) / 100
+    near(chain.record(chain.start(), t, t)[:, -1], t**2)
+
+
 def variance_bound(g: SimpleNamespace) -> None:
     """Nichol & Dhariwal, 2021, eq. 15 and 4: KL between two normals, in bits/dim, times T."""
     beta, bar = alpha_bars()
@@ -756,8 +782,28 @@ def ode(g: SimpleNamespace) -> None:
         near(found, exact, 2e-3)  # Runge-Kutta's own error
 
 
+def power_average(e: SimpleNamespace) -> None:
+    """Published width of gamma = 6.94, quadrature of profiles, and the weights of the average."""
+    near(e.ema.gamma_of(0.10), 6.94, 2e-3)  # EDM2, section 3.2: widths 0.05 and 0.10
+    near(e.ema.gamma_of(0.05), 16.97, 2e-3)
+    tau = (torch.arange(20_000, dtype=torch.float64) + 0.5) * 3 / 20_000
+    product = 3 * tau**2 / 3**3 * 7.5 * tau**6.5 / 5**7.5
+    near(e.ema.inner(3.0, 2.0, 5.0, 6.5), product.sum() * 3 / 20_000, 1e-6)
+    near(e.ema.inner(5.0, 6.5, 3.0, 2.0), product.sum() * 3 / 20_000, 1e-6)
+    near(e.ema.mixture([(4.0, 2.0), (5.0, 6.5)], 5.0, 6.5), [0.0, 1.0], 1e-9)
+    net = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    average, n = e.ema.PowerEMA(net, 0.10), 8
+    for k in range(1, n + 1):  # the weight of step k is the profile's integral over (k - 1, k]
+        net.weight.data.fill_(k**2)
+        average.update(k)
+    power = average.gamma + 1
+    parts = [k**2 * ((k / n) ** power - ((k - 1) / n) ** power) for k in range(1, n + 1)]
+    near(average.module.weight, [[sum(parts)]], 1e-12)
+
+
 CHECKS: tuple[Callable[[SimpleNamespace], None], ...] = (
     chains,
+    power_average,
     wrapped,
     ddpm_rows,
     ddim_rows,
@@ -779,6 +825,7 @@ CHECKS: tuple[Callable[[SimpleNamespace], None], ...] = (
     adaptive,
     weights,
     densities,
+    resampler,
     variance_bound,
     bound_terms,
     bins,

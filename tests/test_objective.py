@@ -16,6 +16,7 @@ from gendiff.objective import (
     Eps,
     LogitNormal,
     LogNormal,
+    LossSecondMoment,
     Objective,
     Times,
     Uniform,
@@ -24,14 +25,15 @@ from gendiff.objective import (
 )
 from gendiff.schedules import EDM, Cosine, Flow, Parts, Schedule, VPLinear
 from gendiff.singlestep import posterior
-from gendiff.spaces import Batch, Cond, Dense, Space
+from gendiff.spaces import Batch, Cond, Dense, Masked, Ragged, Space
 from gendiff.testing import ExactNetwork, Gaussian, Mixture
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 
 @pytest.mark.parametrize(
-    "check", [exactness.weights, exactness.densities, exactness.variance_bound]
+    "check",
+    [exactness.weights, exactness.densities, exactness.resampler, exactness.variance_bound],
 )
 def test_formulas(check: object) -> None:
     check(exactness.engine())  # type: ignore[operator]
@@ -230,6 +232,62 @@ def test_uniform_on_the_chain() -> None:
     assert torch.equal(Uniform()(MIDPOINTS, Flow()), MIDPOINTS)
 
 
+@pytest.mark.parametrize("kind", ["dense", "masked", "ragged"])
+def test_the_resampler_keeps_the_expectation_and_takes_the_variance(kind: str) -> None:
+    """For data of variance 1 the posterior variance is t^2 / (t^2 + (1 - t)^2), its mean over the
+    times 1/2. Over the signs of x and eps the squared error has no spread, as for the bound."""
+    schedule, times, n = Flow(), LossSecondMoment(bins=40), 4000
+    sizes = 1 + torch.arange(n) % 2
+    space = {
+        "dense": Dense((n, 2)), "masked": Masked(sizes, 2, 2), "ragged": Ragged(sizes, 2)
+    }[kind]  # fmt: skip
+    signs = torch.tensor([1.0, -1.0])
+    signs = signs[:, None] if kind == "masked" else signs
+    x, eps = (space.project(sign.expand(space.shape)) for sign in (0 * signs + 1, signs))
+    law = Gaussian(schedule, space, torch.zeros(space.shape), 1.0)
+    denoiser = Denoiser(ExactNetwork("v", schedule, law, 1.0), schedule, "v")
+    u = (torch.arange(n) + 0.5) / n
+    history, losses = times.start(), []
+    for _ in range(2):  # the first is uniform
+        t, importance = times.draw(u, schedule, history)
+        loss = Objective(times, X()).at(denoiser, Batch(x, space), t, eps, importance)
+        near(loss.per_sample, t**2 / (t**2 + (1 - t) ** 2), 1e-9)
+        near(loss.mean, 0.5, 1e-4)  # the midpoints' own error, where p jumps
+        losses.append(importance * loss.per_sample)
+        history = times.record(history, t, loss.per_sample)
+    assert losses[1].var() < 0.05 * losses[0].var()
+
+
+def test_the_resampler_is_uniform_until_it_knows() -> None:
+    times, u = LossSecondMoment(bins=4), MIDPOINTS[::100].clone()
+    history = times.record(times.start(), (torch.arange(39) % 4 + 1) / 4, torch.arange(39.0))
+    for known in (history, torch.zeros(4, 10)):  # the last bin has 9; nowhere is any loss
+        t, importance = times.draw(u, Flow(), known)
+        near(t, u, 1e-15)
+        near(importance, torch.ones(200), 1e-15)
+    odd = torch.tensor([math.nan, math.inf])
+    assert times.record(history, torch.ones(2), odd).isnan().sum() == 1
+    full = times.record(history, torch.ones(1), torch.ones(1))
+    assert times.draw(u, Flow(), full)[1].std() > 0
+
+
+def test_the_resampler_on_the_chain() -> None:
+    """Every step of a bin is drawn as often as the others, and belongs to its bin."""
+    times = LossSecondMoment(steps=12, bins=4)
+    history = (1 + torch.arange(4.0))[:, None].square().expand(4, 10)
+    t, importance = times.draw(MIDPOINTS, Flow(), history)
+    values, counts = t.unique(return_counts=True)
+    near(values, torch.arange(1, 13) / 12, 1e-16)
+    p = 0.999 * (1 + torch.arange(4.0)) / 10 + 0.001 / 4
+    near(counts / 20_000, p.repeat_interleave(3) / 3, 1e-4)
+    near(importance, 1 / (4 * p[(t * 12 - 1 + 1e-9).div(3, rounding_mode="floor").long()]), 1e-12)
+    again = times.record(times.start(), t, t)
+    near(again.sqrt().max(1).values, torch.arange(1, 5) / 4, 1e-15)
+    for wrong in ({"bins": 0}, {"steps": 10, "bins": 4}):
+        with pytest.raises(ValueError, match="is needed"):
+            LossSecondMoment(**wrong)
+
+
 # --- the call ----------------------------------------------------------------------------------
 
 
@@ -244,6 +302,21 @@ def test_call_is_at_of_its_draws() -> None:
     near(loss.log_snr, VPLinear().log_snr(t), 0)
     again = objective(denoiser, batch, noise, seed=2, step=8, slot=1, slots=3)
     assert not torch.equal(loss.per_sample, again.per_sample)
+
+
+def test_call_draws_by_the_history() -> None:
+    space, times = SPACES["ragged"], LossSecondMoment(bins=4)
+    batch = Batch(space.noise(streams(space), 0), space)
+    denoiser = Denoiser(lambda x, noise, cond, s: torch.sin(x), VPLinear(), "v")
+    objective, noise = Objective(times, V()), StepNoise(4, dtype=torch.float64)
+    history = (1 + torch.arange(4.0))[:, None].square().expand(4, 10)
+    loss = objective(denoiser, batch, noise, history=history, seed=2, step=7)
+    t, importance = times.draw(objective.draw(3, 2, 7), VPLinear(), history)
+    near(loss.t, t, 0)
+    near(loss.mean, (importance * loss.per_sample).mean(), 1e-15)
+    near(loss.per_sample, objective.at(denoiser, batch, t, space.noise(noise, 7)).per_sample, 0)
+    first = objective(denoiser, batch, noise, seed=2, step=7)
+    near(first.t, objective.draw(3, 2, 7), 1e-15)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.7, 1.0])

@@ -36,10 +36,17 @@ train.train(run)
 """
 
 
+KINDS = {
+    "dense": ["toy.kind=dense"],
+    "ragged": ["toy.kind=ragged"],
+    "following the losses": ["diffusion.times={name: loss_second_moment, bins: 4}"],
+}
+
+
 def command(folder: Path, kind: str, delay: float) -> list[str]:
     overrides = [
         f"out={folder}",
-        f"toy.kind={kind}",
+        *KINDS[kind],
         f"train.steps={STEPS}",
         "train.checkpoint_every_steps=7",
         "train.sample_every_steps=20",
@@ -72,8 +79,16 @@ def assert_equal(a: object, b: object) -> None:
         assert a == b
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-@pytest.mark.parametrize("kind", ["dense", "ragged"])
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [
+        ("dense", signal.SIGKILL),
+        ("dense", signal.SIGTERM),
+        ("ragged", signal.SIGKILL),
+        ("ragged", signal.SIGTERM),
+        ("following the losses", signal.SIGKILL),
+    ],
+)
 def test_killed_and_resumed_is_bit_equal(tmp_path: Path, kind: str, number: int) -> None:
     subprocess.run(command(tmp_path / "whole", kind, 0), check=True, capture_output=True)
     chance = random.Random(f"{kind} {number}")
@@ -112,6 +127,30 @@ def make_run(tmp_path: Path, *overrides: str, accept: bool = False) -> runs.Run:
     modality = ToyModality()
     resolved = config.resolve(modality, overrides=[f"out={tmp_path}", *overrides])
     return runs.start(modality, resolved, {"classes": 3}, accept)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_losses_that_times_follow_are_resumed(tmp_path: Path, accumulate: int) -> None:
+    """Bit-equal, from a step where they already move the times; a new density starts anew."""
+    given = ["diffusion.times={name: loss_second_moment, bins: 4}",
+             f"train.accumulate={accumulate}"]  # fmt: skip
+    whole = train.Trainer(make_run(tmp_path / "whole", *given))
+    assert len(list(whole.steps())) == 20
+    first = train.Trainer(make_run(tmp_path / "cut", *given))
+    for result in first.steps():
+        if result.step == 10:
+            break
+    times = first.objective.times
+    u = first.objective.draw(16, 0, 0)
+    assert times.draw(u, first.denoiser.schedule, first.history)[1].std() > 0.01
+    path = first.save()
+    second = train.Trainer(make_run(tmp_path / "cut", *given))
+    second.restore(path)
+    assert len(list(second.steps())) == 10
+    assert_equal(checkpoint.load_state(whole.save()), checkpoint.load_state(second.save()))
+    other = train.Trainer(make_run(tmp_path / "cut", "diffusion.times=uniform", accept=True))
+    other.restore(path)
+    assert other.history.shape == (0,)
 
 
 def test_sigterm_saves_and_exits_cleanly(tmp_path: Path) -> None:

@@ -147,6 +147,14 @@ def test_join_pads_to_the_longest() -> None:
     assert result.cond is None
 
 
+def test_join_pads_conditions_that_are_sequences() -> None:
+    one = Batch(torch.ones(1, 1), Dense((1, 1)), Cond({"tokens": torch.tensor([[5]])}))
+    two = Batch(torch.ones(2, 1), Dense((2, 1)), Cond({"tokens": torch.tensor([[1, 2], [3, 4]])}))
+    cond = join([one, two]).cond
+    assert cond is not None
+    assert cond["tokens"].tolist() == [[5, 0], [1, 2], [3, 4]]
+
+
 def test_join_when_only_some_conditions_are_hidden() -> None:
     """A batch without ``dropped`` counts as seen."""
     space = Dense((1, 2))

@@ -1,0 +1,136 @@
+"""Log mel-spectrograms in the convention of HiFi-GAN, and sound from them by Griffin-Lim.
+
+Magnitudes of a Hann-windowed Fourier transform without centring, the wave extended by reflection
+by (n_fft - hop) / 2 on both sides, through a Slaney filter bank with Slaney norm, and the natural
+logarithm of what is at least 1e-5 (Kong et al., 2020, https://arxiv.org/abs/2010.05646): what
+HiFi-GAN, BigVGAN and their like accept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from gendiff.errors import DataError
+
+FLOOR = 1e-5
+
+
+@dataclass(frozen=True)
+class MelConvention:
+    """What a mel-spectrogram's numbers mean.
+
+    Args:
+        sample_rate_hz: Samples of the wave per second.
+        n_fft: Length of the Fourier transform in samples.
+        hop: Samples from frame to frame.
+        window: Length of the Hann window in samples.
+        mels: Bands.
+        low_hz: Lower end of the lowest band.
+        high_hz: Upper end of the highest band.
+    """
+
+    sample_rate_hz: int
+    n_fft: int
+    hop: int
+    window: int
+    mels: int
+    low_hz: float
+    high_hz: float
+
+
+CONVENTIONS = {
+    "8khz": MelConvention(8000, 512, 128, 512, 64, 0, 4000),
+    "16khz": MelConvention(16000, 1024, 256, 1024, 80, 0, 8000),
+    "22khz": MelConvention(22050, 1024, 256, 1024, 80, 0, 8000),  # HiFi-GAN's
+    "24khz": MelConvention(24000, 1024, 256, 1024, 100, 0, 12000),
+}
+
+
+@lru_cache
+def filters(convention: MelConvention) -> Tensor:
+    """The filter bank, (n_fft / 2 + 1, mels)."""
+    from torchaudio.functional import melscale_fbanks
+
+    bank: Tensor = melscale_fbanks(
+        convention.n_fft // 2 + 1,
+        convention.low_hz,
+        convention.high_hz,
+        convention.mels,
+        convention.sample_rate_hz,
+        norm="slaney",
+        mel_scale="slaney",
+    )
+    return bank
+
+
+def log_mel(wave: Tensor, convention: MelConvention) -> Tensor:
+    """The log mel-spectrogram, (mels, T // hop), of a wave (T,) in [-1, 1].
+
+    Raises:
+        DataError: The wave is shorter than the reflection needs.
+    """
+    pad = (convention.n_fft - convention.hop) // 2
+    if len(wave) <= max(pad, convention.hop):
+        raise DataError(
+            f"too short: {len(wave)} samples at {convention.sample_rate_hz} Hz. "
+            f"A spectrogram needs more than {max(pad, convention.hop)}."
+        )
+    # In float64: near the floor the logarithm would magnify a float32 transform's rounding.
+    padded = torch.nn.functional.pad(wave[None].double(), (pad, pad), mode="reflect")[0]
+    spectrum = torch.stft(
+        padded,
+        convention.n_fft,
+        convention.hop,
+        convention.window,
+        torch.hann_window(convention.window, dtype=torch.float64),
+        center=False,
+        return_complex=True,
+    )
+    magnitude = (spectrum.abs().square() + 1e-9).sqrt()
+    return (filters(convention).T.double() @ magnitude).clamp(min=FLOOR).log().float()
+
+
+def griffin_lim(
+    mel: Tensor, convention: MelConvention, iterations: int = 60, seed: int = 0
+) -> Tensor:
+    """A wave (T * hop,) with about this log mel-spectrogram (mels, T).
+
+    Non-negative least squares for the magnitudes, then the fast Griffin-Lim algorithm (Perraudin
+    et al., 2013) from phases drawn from ``seed``.
+    """
+    from torchaudio.functional import griffinlim
+
+    bank = filters(convention)
+    target = mel.float().exp()
+    # Lee & Seung's multiplicative updates: they keep zeros and signs, and need no step size.
+    magnitude = (bank @ target).clamp(min=1e-8)
+    for _ in range(50):
+        magnitude = magnitude * (bank @ target) / (bank @ (bank.T @ magnitude) + 1e-12)
+    frames = magnitude.shape[1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        wave: Tensor = griffinlim(
+            torch.nn.functional.pad(magnitude, (0, 1), mode="replicate"),
+            torch.hann_window(convention.window),
+            convention.n_fft,
+            convention.hop,
+            convention.window,
+            power=1.0,
+            n_iter=iterations,
+            momentum=0.99,
+            length=frames * convention.hop,
+            rand_init=True,
+        )
+    # Griffin-Lim's frame k is centred at k * hop, HiFi-GAN's half a hop later.
+    half = convention.hop // 2
+    return torch.nn.functional.pad(wave, (half, 0))[: frames * convention.hop]
+
+
+def log_spectral_distance(a: Tensor, b: Tensor) -> Tensor:
+    """RMS difference over bands of two log mels (mels, T), in dB, mean over frames."""
+    decibel = 20 / torch.log(torch.tensor(10.0))
+    return (decibel * (a - b)).square().mean(0).sqrt().mean()

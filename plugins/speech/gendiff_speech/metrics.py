@@ -1,0 +1,404 @@
+r"""How good generated speech is, in figures that a laptop computes and a reader can judge.
+
+Every figure compares with held-out recordings, and most come with a *floor*: the same figure for
+real recordings in the samples' place. The held-out recordings are dealt to two halves, text by
+text and speaker by speaker. From one half a small recogniser learns what was said and by whom; the
+other half, which it has not seen, is the reference. Where the held-out recordings are of other
+sessions than the training ones, even these miss the floor; the notes say what they reach.
+
+Fréchet distance of two sets of features with means :math:`m_i` and covariances :math:`S_i`:
+
+.. math:: |m_1 - m_2|^2 + \operatorname{tr}(S_1 + S_2 - 2 (S_1 S_2)^{1/2})
+
+(Heusel et al., 2017, https://arxiv.org/abs/1706.08500, eq. 6; Kilgour et al., 2019,
+https://arxiv.org/abs/1812.08466, for audio, with a network that is not used here).
+
+Mel-cepstral distortion (Kubichek, 1993, https://doi.org/10.1109/PACRIM.1993.407206) of two frames
+with cepstra :math:`c` and :math:`c'`, averaged over the path of dynamic time warping:
+
+.. math:: \frac{10}{\ln 10} \sqrt{2 \sum_{d=1}^{13} (c_d - c'_d)^2} \ \text{dB},
+
+where the log mel band n of N is :math:`c_0 + \sum_d c_d \cos(\pi d (n + 1/2) / N)`. It is the
+root-mean-square difference in dB of the two smoothed spectra, without their overall level.
+
+Pitch is not judged: a mel-spectrogram of 64 to 100 bands does not resolve it well enough. Nor are
+naturalness and intelligibility to people, for which there is no substitute for listeners.
+Everything runs on the CPU and is a function of the data and the seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gendiff.modality import Measure
+from gendiff.noise import generator
+from gendiff.spaces import Batch, Masked
+from gendiff_speech.recogniser import Recogniser, Recordings, hear, one_thread, pad, recogniser
+
+_LIMIT = 1000  # recordings of a split that are looked at, evenly spaced if it has more
+_DRAWS = 8  # sets of training recordings, over which the Fréchet distance's floor is averaged
+_CEPSTRA = 13
+_CELLS = 1 << 24  # pairs of frames that are compared at once
+_RESYNTHESISED = 60  # recordings that go through Griffin-Lim
+_SHORTEST = 4  # frames of a recording that does
+
+
+def measure(
+    facts: Mapping[str, Any], config: Any, samples: Batch, cache: Path, seed: int
+) -> list[Measure]:
+    """All figures about samples.
+
+    Args:
+        facts: What ``prepare`` found.
+        config: The plugin's configuration.
+        samples: Normalised log mels (B, mels, T) in a Masked space, with the conditions
+            ``tokens`` (B, L), ``speaker`` (B,) and ``text`` (B,).
+        cache: Folder for the trained recogniser.
+        seed: Seed of the recogniser and of the choice of training recordings for the floor.
+
+    Returns:
+        The figures; none if there are fewer than two samples or four held-out recordings.
+    """
+    made = _samples(samples)
+    test, real = (_recordings(config, facts, split) for split in ("test", "train"))
+    if len(made) < 2 or len(test) < 4 or len(real) < 2:
+        return []
+    texts, speakers = len(facts["texts"]), len(facts["speakers"])
+    keys = _keys(test) if texts else test.speaker.tolist()
+    told, reference = (test.select(ids) for ids in _halves(keys))
+    heads = [_told_apart(told.text) * texts, _told_apart(told.speaker) * speakers]
+    network = None
+    if max(heads) > 1:
+        network = recogniser(cache, str(facts["digest"]), told, heads[0], heads[1], seed)
+    like = real.select(_stand_ins(real, made, generator("like", seed)))
+    measures = [] if network is None else _accuracies(network, told, reference, like, made)
+    measures.append(_frechet(network, facts, reference, real, made, seed))
+    # Where texts are not repeated no half can stand in for the other, so all are the reference.
+    references, stand_in = (reference, told) if texts else (test, None)
+    measures += _distortion(facts, references, stand_in, like, made)
+    if network is not None and network.text is not None:
+        measures += _ceiling(network, facts, reference)
+    return measures
+
+
+def _samples(batch: Batch) -> Recordings:
+    """The samples without their padding; what is not finite counts as a frame's mean."""
+    assert isinstance(batch.space, Masked)
+    assert batch.cond is not None
+    x = batch.x.detach().cpu().float().nan_to_num(0.0, 0.0, 0.0).clamp(-20, 20)
+    lengths = batch.space.lengths.tolist()
+    mels = tuple(row[:, :length] for row, length in zip(x, lengths, strict=True))
+    text, speaker = (batch.cond[name].cpu().long() for name in ("text", "speaker"))
+    return Recordings(mels, tuple(_spelt(row) for row in batch.cond["tokens"]), text, speaker)
+
+
+def _recordings(config: Any, facts: Mapping[str, Any], split: str) -> Recordings:
+    """A split's recordings, evenly spaced ones if there are more than the limit."""
+    from gendiff_speech.data import dataset
+
+    data = dataset(config, facts, split)
+    count = min(len(data), _LIMIT)
+    items = [data[i * len(data) // count, 0] for i in range(count)]
+    text, speaker = (
+        torch.tensor([getattr(item, name) for item in items], dtype=torch.int64)
+        for name in ("text", "speaker")
+    )
+    tokens = tuple(_spelt(item.tokens) for item in items)
+    return Recordings(tuple(item.mel.float() for item in items), tokens, text, speaker)
+
+
+def _spelt(tokens: Tensor) -> tuple[int, ...]:
+    return tuple(token for token in tokens.tolist() if token)
+
+
+def _keys(recordings: Recordings) -> list[Hashable]:
+    """What a recording shares with the others of the same text and speaker."""
+    told = zip(recordings.text.tolist(), recordings.tokens, strict=True)
+    what = [text if text >= 0 else tokens for text, tokens in told]
+    return list(zip(what, recordings.speaker.tolist(), strict=True))
+
+
+def _groups(keys: Sequence[Hashable]) -> dict[Hashable, list[int]]:
+    groups: dict[Hashable, list[int]] = defaultdict(list)
+    for number, key in enumerate(keys):
+        groups[key].append(number)
+    return groups
+
+
+def _halves(keys: Sequence[Hashable]) -> tuple[list[int], list[int]]:
+    """Deals numbers to two halves of about equal size, each with half of every key's."""
+    order = [number for group in _groups(keys).values() for number in group]
+    return sorted(order[1::2]), sorted(order[::2])
+
+
+def _told_apart(labels: Tensor) -> bool:
+    return len(labels.unique()) > 1
+
+
+def _accuracies(
+    network: Recogniser,
+    told: Recordings,
+    reference: Recordings,
+    like: Recordings,
+    made: Recordings,
+) -> list[Measure]:
+    """How often the recogniser hears the text and the speaker that were asked for."""
+    sample, real, known = (hear(network, part.mels) for part in (made, reference, like))
+    about = (
+        f"by a small network trained on {len(told)} held-out recordings alone; {{}} samples, "
+        f"floor: {len(reference)} other held-out recordings; {{:.3f}} for {len(like)} training "
+        "recordings"
+    )
+    measures = []
+    if network.text is not None and (made.text >= 0).any():
+        asked = made.text >= 0
+        text = None if sample.text is None else sample.text[asked]
+        value = _share(text, made.text[asked])
+        note = (
+            f"share in which the text asked for is the most likely of {len(network.text.weight)}, "  # type: ignore[union-attr]
+        )
+        note += about.format(int(asked.sum()), _share(known.text, like.text))
+        floor = _share(real.text, reference.text)
+        measures.append(Measure("label_accuracy", value, "higher", floor, note))
+    if network.speaker is not None:
+        value = _share(sample.speaker, made.speaker)
+        note = "share in which the speaker asked for is the most likely, "
+        note += about.format(len(made), _share(known.speaker, like.speaker))
+        floor = _share(real.speaker, reference.speaker)
+        measures.append(Measure("speaker_accuracy", value, "higher", floor, note))
+    return measures
+
+
+def _share(found: Tensor | None, wanted: Tensor) -> float:
+    assert found is not None  # the recogniser has this head
+    return float((found == wanted).double().mean())
+
+
+def _frechet(
+    network: Recogniser | None,
+    facts: Mapping[str, Any],
+    reference: Recordings,
+    real: Recordings,
+    made: Recordings,
+    seed: int,
+) -> Measure:
+    """The Fréchet distance, in the recogniser's features if there is one."""
+
+    def features(recordings: Recordings) -> Tensor:
+        if network is not None:
+            return hear(network, recordings.mels).features
+        return torch.stack([_statistics(mel, facts) for mel in recordings.mels])
+
+    wanted, fake, training = (features(part) for part in (reference, made, real))
+    gen = generator("floor", seed)
+    draws = [_stand_ins(real, made, gen) for _ in range(_DRAWS)]
+    floor = sum(frechet_distance(wanted, training[draw]) for draw in draws) / _DRAWS
+    if network is None:
+        name, about = "cepstral_frechet_distance", "mean and deviation of 13 mel cepstra over time"
+    else:
+        told = ["text"] * (network.text is not None) + ["speaker"] * (network.speaker is not None)
+        name, about = "frechet_distance", f"{fake.shape[1]} features of a small network that "
+        about += f"learnt the {' and '.join(told)} of other held-out recordings"
+    note = (
+        f"{about}; {len(made)} samples against {len(reference)} held-out recordings, floor: as "
+        f"many training recordings, of the same texts and speakers where there are such, mean of "
+        f"{_DRAWS} draws"
+    )
+    return Measure(name, frechet_distance(wanted, fake), "lower", floor, note)
+
+
+def _statistics(mel: Tensor, facts: Mapping[str, Any]) -> Tensor:
+    """Mean and standard deviation over time of the cepstra, (26,), in dB."""
+    c = cepstra(_denormalised(mel, facts)) * (10 * math.sqrt(2) / math.log(10))
+    return torch.cat([c.mean(1), c.std(1, correction=0)])
+
+
+def _stand_ins(real: Recordings, made: Recordings, gen: torch.Generator) -> list[int]:
+    """For each sample a training recording, each at most once as long as there are enough.
+
+    Of its text and speaker if there is one, else of its speaker, else any.
+    """
+    groups = _groups(_keys(real)) | _groups(real.speaker.tolist())
+    decks: dict[Hashable, list[int]] = defaultdict(list)
+    drawn = []
+    for key, speaker in zip(_keys(made), made.speaker.tolist(), strict=True):
+        name = next((name for name in (key, speaker) if name in groups), None)
+        if not decks[name]:
+            group = groups.get(name, list(range(len(real))))
+            decks[name] = [group[i] for i in torch.randperm(len(group), generator=gen).tolist()]
+        drawn.append(decks[name].pop())
+    return drawn
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    r"""Fréchet distance of the normal distributions fitted to a (N, D) and b (M, D), in float64.
+
+    The trace of :math:`(S_1 S_2)^{1/2}` is the sum of the singular values of
+    :math:`S_1^{1/2} S_2^{1/2}`, which is real, and accurate for singular covariances.
+    """
+    a, b = a.double(), b.double()
+    cov_a, cov_b = (torch.cov(f.T).reshape(f.shape[1], f.shape[1]) for f in (a, b))
+    cross = torch.linalg.svdvals(_root(cov_a) @ _root(cov_b)).sum()
+    apart = (a.mean(0) - b.mean(0)).square().sum()
+    return max(0.0, float(apart + cov_a.trace() + cov_b.trace() - 2 * cross))
+
+
+def _root(cov: Tensor) -> Tensor:
+    """Symmetric square root of a positive semi-definite matrix; rounding below 0 counts as 0."""
+    values, vectors = torch.linalg.eigh(cov)
+    root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    return root
+
+
+def _denormalised(mel: Tensor, facts: Mapping[str, Any]) -> Tensor:
+    """The log mel-spectrogram (C, T) of a normalised one."""
+    mean, std = (torch.tensor(facts[name], dtype=mel.dtype)[:, None] for name in ("mean", "std"))
+    return mel * std + mean
+
+
+def cepstra(log_mel: Tensor) -> Tensor:
+    """Mel cepstra (13, T) of a log mel-spectrogram (N, T) of natural logarithms of magnitudes.
+
+    The cosine series' coefficients 1 to 13; the zeroth, the level, is left out.
+    """
+    bands = log_mel.shape[0]
+    d = torch.arange(1, _CEPSTRA + 1, dtype=torch.float64)
+    n = torch.arange(bands, dtype=torch.float64)
+    basis = 2 / bands * torch.cos(math.pi * d[:, None] * (n + 0.5) / bands)
+    return basis.to(log_mel) @ log_mel
+
+
+def mel_cepstral_distortion(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """Mel-cepstral distortion in dB, (P,), of P pairs of log mels (N, T_i) and (N, U_i)."""
+    found = []
+    longest = max(mel.shape[1] for mel in (*a, *b))
+    size = max(1, _CELLS // longest**2)
+    scale = 10 * math.sqrt(2) / math.log(10)
+    for start in range(0, len(a), size):
+        x, rows = pad([cepstra(mel) for mel in a[start : start + size]])
+        y, columns = pad([cepstra(mel) for mel in b[start : start + size]])
+        # The product form of cdist would not give 0 for equal frames.
+        exact = "donot_use_mm_for_euclid_dist"
+        cost = scale * torch.cdist(x.transpose(1, 2), y.transpose(1, 2), compute_mode=exact)
+        found.append(time_warp(cost, rows, columns))
+    return torch.cat(found)
+
+
+def time_warp(cost: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Mean cost along the path of least total cost through each matrix.
+
+    Dynamic time warping with the steps (1, 1), (1, 0) and (0, 1) from the first corner to the
+    last (Sakoe & Chiba, 1978, https://doi.org/10.1109/TASSP.1978.1163055), one antidiagonal of
+    all matrices at a time.
+
+    Args:
+        cost: Costs, (P, T, U), at least 0.
+        rows: Valid rows of each matrix, (P,), at least 1.
+        columns: Valid columns of each matrix, (P,), at least 1.
+
+    Returns:
+        Mean costs, (P,).
+    """
+    count, height, width = cost.shape
+    i = torch.arange(height)
+    last = rows + columns - 2
+    total = cost.new_full((3, count, height), math.inf)  # of this antidiagonal and the two before
+    cells = cost.new_zeros(3, count, height)
+    found = cost.new_zeros(count)
+    for k in range(int(last.max()) + 1):
+        now, before, earlier = k % 3, (k - 1) % 3, (k - 2) % 3
+        j = k - i
+        here = cost[:, i, j.clamp(0, width - 1)].masked_fill((j < 0) | (j >= width), math.inf)
+        ways = (_down(total[earlier]), _down(total[before]), total[before])
+        steps = (_down(cells[earlier], 0), _down(cells[before], 0), cells[before])
+        best, length = ways[0], steps[0]
+        for way, step in zip(ways[1:], steps[1:], strict=True):
+            better = way < best
+            best, length = torch.where(better, way, best), torch.where(better, step, length)
+        if k == 0:
+            best = torch.zeros_like(best).masked_fill(i > 0, math.inf)
+        total[now], cells[now] = best + here, length + 1
+        done = (last == k).nonzero()[:, 0]
+        end = rows[done] - 1
+        found[done] = total[now, done, end] / cells[now, done, end]
+    return found
+
+
+def _down(value: Tensor, fill: float = math.inf) -> Tensor:
+    """Moves (P, T) by one along T."""
+    return torch.nn.functional.pad(value[:, :-1], (1, 0), value=fill)
+
+
+def _distortion(
+    facts: Mapping[str, Any],
+    reference: Recordings,
+    stand_in: Recordings | None,
+    like: Recordings,
+    made: Recordings,
+) -> list[Measure]:
+    """Mel-cepstral distortion against the nearest reference; none if no sample has one."""
+    with one_thread():
+        values = _nearest(facts, made, reference)
+        floors = None if stand_in is None else _nearest(facts, stand_in, reference)
+        known = _nearest(facts, like, reference)
+    if len(values) == 0:
+        return []
+    floor, what = None, "no floor, as no text is spoken twice"
+    if floors is not None and len(floors) > 0:
+        floor, what = float(floors.mean()), f"floor: {len(floors)} other held-out recordings"
+    if len(known) > 0:
+        what += f"; {float(known.mean()):.3f} for {len(known)} training recordings"
+    note = (
+        f"dB, 13 cepstra of the log mels, time-warped, to the nearest held-out recording of the "
+        f"same text and speaker; {len(values)} of {len(made)} samples have one among "
+        f"{len(reference)}; {what}"
+    )
+    name = "mel_cepstral_distortion"
+    return [Measure(name, float(values.mean()), "lower", floor, note)]
+
+
+def _nearest(facts: Mapping[str, Any], made: Recordings, reference: Recordings) -> Tensor:
+    """Distortion of each recording to the nearest reference, of those that have one."""
+    groups = _groups(_keys(reference))
+    pairs = [(i, j) for i, key in enumerate(_keys(made)) for j in groups.get(key, ())]
+    if not pairs:
+        return torch.empty(0)
+    a = [_denormalised(made.mels[i], facts) for i, _ in pairs]
+    b = [_denormalised(reference.mels[j], facts) for _, j in pairs]
+    owner = torch.tensor([i for i, _ in pairs])
+    least = torch.full((len(made),), math.inf)
+    least = least.scatter_reduce(0, owner, mel_cepstral_distortion(a, b), "amin")
+    return least[least.isfinite()]
+
+
+def _ceiling(
+    network: Recogniser, facts: Mapping[str, Any], reference: Recordings
+) -> list[Measure]:
+    """What is lost on the way through sound, by real recordings: no vocoder, no model."""
+    from gendiff_speech.mel import CONVENTIONS, griffin_lim, log_mel
+
+    convention = CONVENTIONS[facts["convention"]]
+    usable = [i for i, mel in enumerate(reference.mels) if mel.shape[1] >= _SHORTEST]
+    if not usable:
+        return []
+    count = min(len(usable), _RESYNTHESISED)
+    chosen = reference.select([usable[i * len(usable) // count] for i in range(count)])
+    mean, std = (torch.tensor(facts[name])[:, None] for name in ("mean", "std"))
+    again = [
+        (log_mel(griffin_lim(_denormalised(mel, facts), convention), convention) - mean) / std
+        for mel in chosen.mels
+    ]
+    heard = [hear(network, mels).text for mels in (again, chosen.mels)]
+    value, floor = (_share(text, chosen.text) for text in heard)
+    note = (
+        f"label accuracy of {count} held-out recordings, from mel to sound by Griffin-Lim and "
+        "back; floor: the same recordings before it"
+    )
+    return [Measure("griffin_lim_ceiling", value, "higher", floor, note)]

@@ -1,0 +1,73 @@
+"""Sound files of every kind that people have, and the line each bad one gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from gendiff.errors import DataError
+from gendiff_speech import audio
+
+TONE = 0.5 * np.sin(np.arange(1600) * 0.3)
+
+
+@pytest.mark.parametrize(
+    ("name", "subtype", "tolerance"),
+    [("a.wav", "PCM_16", 1e-4), ("a.wav", "PCM_U8", 1e-2), ("a.flac", "PCM_24", 1e-6)],
+)
+def test_formats(tmp_path: Path, name: str, subtype: str, tolerance: float) -> None:
+    soundfile.write(tmp_path / name, TONE, 192000, subtype=subtype)
+    wave, rate = audio.read(tmp_path / name, name)
+    assert rate == 192000
+    assert np.abs(wave.numpy() - TONE).max() < tolerance
+    same, _ = audio.read((tmp_path / name).read_bytes(), name)
+    assert torch.equal(same, wave)
+
+
+def test_stereo_is_averaged(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "s.wav", np.stack([TONE, -TONE], 1), 8000, subtype="FLOAT")
+    assert audio.read(tmp_path / "s.wav", "s.wav")[0].abs().max() < 1e-6
+
+
+def test_bad_files_get_one_line_that_names_them(tmp_path: Path) -> None:
+    path = tmp_path / "x.wav"
+
+    def refused(match: str) -> None:
+        with pytest.raises(DataError, match=match) as error:
+            audio.read(path, "x.wav")
+        assert str(error.value).startswith("x.wav: ")
+        assert "\n" not in str(error.value)
+
+    refused("cannot be decoded")  # not there
+    path.write_bytes(b"")
+    refused("cannot be decoded")
+    path.write_text("I am no sound at all")
+    refused("cannot be decoded")
+    soundfile.write(path, np.zeros(0), 8000)
+    refused("holds no sound")
+    soundfile.write(path, np.where(np.arange(1600) == 7, np.nan, TONE), 8000, subtype="FLOAT")
+    refused("NaN")
+    soundfile.write(path, np.zeros(601 * 100, dtype=np.int16), 100)
+    refused("lasts 601 s. At most 600 s")
+    soundfile.write(tmp_path / "t.flac", np.random.default_rng(0).standard_normal(80000), 8000)
+    path.write_bytes((tmp_path / "t.flac").read_bytes()[:9000])
+    refused("cannot be decoded|truncated")
+
+
+def test_what_is_written_does_not_clip(tmp_path: Path) -> None:
+    audio.write_wav(tmp_path / "w.wav", torch.tensor([0.0, 2.0, -4.0]), 8000)
+    wave, rate = audio.read(tmp_path / "w.wav", "w.wav")
+    assert rate == 8000
+    assert torch.allclose(wave, torch.tensor([0.0, 0.5, -1.0]), atol=1e-4)
+
+
+def test_resampling_keeps_a_tone() -> None:
+    time = torch.arange(8000) / 8000
+    out = audio.resample(torch.sin(2 * torch.pi * 100 * time), 8000, 22050)
+    exact = torch.sin(2 * torch.pi * 100 * torch.arange(22050) / 22050)
+    assert len(out) == 22050
+    assert (out - exact)[500:-500].abs().max() < 5e-3

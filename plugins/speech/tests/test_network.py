@@ -1,0 +1,70 @@
+"""The mel network: padding and neighbours change nothing, and what it is told reaches it."""
+
+from __future__ import annotations
+
+import torch
+
+from gendiff.spaces import Cond, Masked
+from gendiff_speech.network import MelNet, token_of_frame
+
+
+def network() -> MelNet:
+    torch.manual_seed(0)
+    net = MelNet(8, 5, 3, 16, 3, (1, 2), 0.0)
+    for layer in (net.last, *(block.conv2 for block in net.blocks)):  # begin as nothing
+        torch.nn.init.normal_(layer.weight, std=0.3)
+    return net.double()
+
+
+def cond(dropped: bool | None = None) -> Cond:
+    values = {
+        "tokens": torch.tensor([[1, 2, 3], [4, 1, 0]]),
+        "durations": torch.tensor([[4, 2, 5], [3, 4, 0]]),
+        "speaker": torch.tensor([0, 2]),
+        "text": torch.tensor([0, 1]),
+    }
+    return Cond(values, None if dropped is None else torch.tensor([dropped, dropped]))
+
+
+def test_frames_find_their_tokens() -> None:
+    place, position = token_of_frame(torch.tensor([[2, 1, 3], [1, 1, 0]]), 6)
+    assert place.tolist()[0] == [0, 0, 1, 2, 2, 2]
+    assert place.tolist()[1][:2] == [0, 1]
+    assert torch.allclose(position[0], torch.tensor([0.25, 0.75, 0.5, 1 / 6, 0.5, 5 / 6]))
+
+
+def test_padding_and_neighbours_change_nothing() -> None:
+    net, lengths = network(), torch.tensor([11, 7])
+    x, noise = torch.randn(2, 8, 30, dtype=torch.double), torch.tensor([0.3, -0.5]).double()
+    wide, tight = Masked(lengths, 8, 30), Masked(lengths, 8, 11)
+    x = wide.project(x)
+    out = net(x, noise, cond(), wide)
+    assert out.std() > 0.1
+    assert torch.allclose(out[..., :11], net(x[..., :11], noise, cond(), tight), atol=1e-12)
+    assert out[0, :, 11:].abs().max() == 0
+    alone = net(x[1:, :, :7], noise[1:], cond().select([1]), Masked(lengths[1:], 8, 7))
+    assert torch.allclose(out[1:, :, :7], alone, atol=1e-12)
+
+
+def test_what_is_told_matters_and_what_is_hidden_does_not() -> None:
+    net, space = network(), Masked(torch.tensor([11, 7]), 8, 11)
+    x, noise = space.project(torch.randn(2, 8, 11).double()), torch.zeros(2).double()
+
+    def changed(key: str, dropped: bool | None) -> bool:
+        told = cond(dropped)
+        other = Cond({**told.values, key: told[key].roll(1, 0)}, told.dropped)
+        return not torch.allclose(net(x, noise, told, space), net(x, noise, other, space))
+
+    for key in ("tokens", "durations", "speaker"):
+        assert changed(key, None)
+        assert not changed(key, True)
+    assert not changed("text", None)  # what is said reaches it by its tokens
+
+
+def test_every_parameter_has_a_gradient() -> None:
+    net, space = network(), Masked(torch.tensor([11, 7]), 8, 11)
+    out = net(
+        space.project(torch.randn(2, 8, 11).double()), torch.zeros(2).double(), cond(), space
+    )
+    out.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
