@@ -5,9 +5,9 @@ L_simple + 0.001 L_vlb, whose second part moves the variance only, and get fewer
 with L_simple and a fixed variance, everything else equal (ImageNet 64, T = 4000: 3.62 against 3.68
 with the cosine schedule, 3.66 against 3.77 with the linear one). Here both are trained on
 scikit-learn's digits: same seed, steps, batches and network (the learned variance is a second
-output of its last layer), T steps of the cosine chain. The figure is the variational bound of the same T steps on held-out digits with the
-discretised decoder, with the same noise for every row; ± is the standard error over the digits,
-and, in the last line, of the difference per digit.
+output of its last layer), T steps of the cosine chain. The figure is the variational bound of the
+same T steps on held-out digits with the discretised decoder, with the same noise for every row;
+± is the standard error over the digits, and, in the last line, of the difference per digit.
 
     python benchmarks/improved_ddpm.py --out improved_ddpm.json
 
