@@ -12,8 +12,8 @@ another kind is asked of no method. azula's methods cannot end at 0, nor can dif
 ``time`` they end at their own 0.001 and 0.01. diffusers' DDIM and PNDM know ``time`` only.
 
 A name is a method, not what a peer calls it: diffusers and k-diffusion's 3M takes half of the
-parabola's curvature ("dpm++3m half"), diffusers' DEIS polynomials in log(rho). Where a peer departs
-from a method at the last step, ours is measured a second time with the same departure.
+parabola's curvature ("dpm++3m half"), diffusers' DEIS polynomials in log(rho). Where a peer
+departs from a method at the last step, ours is measured again with the same departure.
 
 ``--slopes`` prints the order at which each sampler of ours converges instead, under five schedules
 with five predictions: minus the slope of log error over log steps, for 60 and 120 steps
