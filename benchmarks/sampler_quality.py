@@ -144,6 +144,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
         rows = [r for r in found["cells"] if r["sampler"] == name and r["value"] is not None]
         if not rows:
             continue
+        rows.sort(key=lambda row: row["budget"])
         floor = rows[0]["floor"]
         style = ("-", "--", ":")[i // 10]
         x, y = [r["calls"] for r in rows], [r["value"] for r in rows]
