@@ -136,6 +136,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
 
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     names = list(dict.fromkeys(row["sampler"] for row in found["cells"]))
@@ -154,6 +155,8 @@ def plot(found: dict[str, Any], path: Path) -> None:
     axes.set(xscale="log", yscale="log", xlabel="network calls", ylabel=found["measure"])
     ticks = sorted({row["budget"] for row in found["cells"]})
     axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
