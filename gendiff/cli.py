@@ -154,6 +154,9 @@ def _sampling(function: Any) -> Any:
             "--guidance", help="Scale, 1 for none; or '{scale: 2, interval: [0.2, 3]}', YAML."
         ),
         click.option(
+            "--clip", help="Keep estimates in the data's range: static, dynamic, '{name: …}'."
+        ),
+        click.option(
             "--guide-run",
             metavar="RUN[@STEP]",
             help="Guide by this weaker model (autoguidance), not by hiding the condition.",
@@ -175,8 +178,10 @@ def _settings(model: Any, options: dict[str, Any]) -> Any:
     """The run's settings with the options given; a part may be written as YAML."""
     import yaml
 
-    changes = {k: options[k] for k in ("sampler", "grid", "steps", "guidance", "batch_size")}
-    for key in ("sampler", "grid", "guidance"):
+    changes = {
+        k: options[k] for k in ("sampler", "grid", "steps", "guidance", "clip", "batch_size")
+    }
+    for key in ("sampler", "grid", "guidance", "clip"):
         if changes[key] is not None:
             try:
                 changes[key] = yaml.safe_load(changes[key])

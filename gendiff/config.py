@@ -33,7 +33,7 @@ from gendiff.modality import Modality, Section
 @cache
 def registry(kind: str) -> dict[str, type[Any]]:
     """Classes by name: the engine's own and those of plugins (hook ``gendiff_parts``)."""
-    from gendiff import grids, objective, plugins, samplers, schedules
+    from gendiff import grids, guidance, objective, plugins, samplers, schedules
 
     own: dict[str, Mapping[str, type[Any]]] = {
         "schedule": schedules.SCHEDULES,
@@ -41,6 +41,7 @@ def registry(kind: str) -> dict[str, type[Any]]:
         "grid": grids.GRIDS,
         "times": objective.TIMES,
         "weight": objective.WEIGHTS,
+        "clip": guidance.CLIPS,
     }
     return dict(own[kind]) | plugins.extra_parts(kind)
 
@@ -220,6 +221,9 @@ class DrawConfig(Section):
     steps: int = _option(20, "steps of the grid", ge=1)
     guidance: Annotated[Any, BeforeValidator(guidance_of), PlainSerializer(_describe_guidance)] = (
         _option(1.0, "scale of guidance, 1 for none; or {scale, interval, rescale, …}")
+    )
+    clip: Annotated[Any, *_named("clip")] = _option(
+        "none", "keeps estimates in the data's range: none, static, dynamic"
     )
     batch_size: int = _option(64, "samples at a time", ge=1)
 

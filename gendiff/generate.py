@@ -23,7 +23,7 @@ from gendiff.config import DrawConfig, SampleConfig
 from gendiff.denoiser import Denoiser
 from gendiff.editing import Kept, Translated, time_of_noise
 from gendiff.errors import CheckpointError, ConfigError, SamplingError
-from gendiff.guidance import autoguidance, classifier_free
+from gendiff.guidance import Clipped, NoClip, autoguidance, classifier_free
 from gendiff.modality import Given, Property, Request
 from gendiff.noise import Streams
 from gendiff.objective import Objective
@@ -185,13 +185,13 @@ class Model:
             return sample(denoiser, space, schedule, settings.sampler, times, streams)
 
     def _guided(self, space: Space, cond: Cond | None, settings: DrawConfig) -> Any:
-        """The denoiser of one batch, guided as the settings say."""
-        denoiser = self.denoiser.bind(space, cond)
-        if settings.guidance.scale == 1:
-            return denoiser
-        if self.guide is not None:
-            return autoguidance(denoiser, self.guide.denoiser, settings.guidance)
-        return classifier_free(denoiser, settings.guidance)
+        """The denoiser of one batch, guided and clipped as the settings say."""
+        denoiser: Any = self.denoiser.bind(space, cond)
+        if settings.guidance.scale != 1 and self.guide is not None:
+            denoiser = autoguidance(denoiser, self.guide.denoiser, settings.guidance)
+        elif settings.guidance.scale != 1:
+            denoiser = classifier_free(denoiser, settings.guidance)
+        return denoiser if settings.clip == NoClip() else Clipped(denoiser, space, settings.clip)
 
     def _precision(self) -> AbstractContextManager[Any]:
         if not self.autocast:
@@ -271,6 +271,7 @@ class Model:
         sampler: Any = None,
         grid: Any = None,
         guidance: Any = None,
+        clip: Any = None,
         batch_size: int | None = None,
         seed: int = 0,
         ids: Sequence[int] | None = None,
@@ -285,7 +286,7 @@ class Model:
 
         Args:
             n: How many; the ids are 0 … n - 1.
-            steps, sampler, grid, guidance, batch_size: In place of the run's settings.
+            steps, sampler, grid, guidance, clip, batch_size: In place of the run's settings.
             seed: The seed; sample i is a function of (model, seed, i).
             ids: Which samples, in place of the first n.
             cond, toward, source, keep, noise, origin: What to sample; see :class:`Wish`.
@@ -298,7 +299,12 @@ class Model:
             SamplingError: They do not go together.
         """
         settings = self.settings(
-            steps=steps, sampler=sampler, grid=grid, guidance=guidance, batch_size=batch_size
+            steps=steps,
+            sampler=sampler,
+            grid=grid,
+            guidance=guidance,
+            clip=clip,
+            batch_size=batch_size,
         )
         chosen = list(range(n)) if ids is None else list(ids)
         if not chosen:

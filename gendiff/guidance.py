@@ -24,11 +24,22 @@ What is added to :math:`\hat x_+` may be kept in bounds, and each bound is off b
 
 Means, products and deviations are each sample's own, over its live elements. APG's momentum, a sum
 of earlier differences, is left out: a denoiser would depend on what it was asked before.
+
+The estimate itself, guided or not, may be kept in the data's range by a clip (Saharia et al.,
+2022, https://arxiv.org/abs/2205.11487, section 2.3):
+
+============ ===================================================================================
+``none``      it is left as it is
+``static``    :math:`\hat x` limited to :math:`[-l, l]`
+``dynamic``   limited to :math:`[-s, s]` and multiplied by :math:`l / s`, where s is the larger of
+              l and a quantile of a sample's :math:`|\hat x|`
+============ ===================================================================================
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -184,3 +195,94 @@ def autoguidance(better: BoundDenoiser, weaker: Denoiser, guidance: Guidance) ->
     return Guided(
         better, replace(weaker, schedule=schedule).bind(better.space, better.cond), guidance
     )
+
+
+class Clip(ABC):
+    """A rule that keeps estimates in the data's range; instances are frozen values."""
+
+    @abstractmethod
+    def __call__(self, x_hat: Tensor, space: Space) -> Tensor:
+        """The estimate in range, of the shape of ``x_hat``; itself where it is in range."""
+
+
+@dataclass(frozen=True)
+class NoClip(Clip):
+    """No limit."""
+
+    def __call__(self, x_hat: Tensor, space: Space) -> Tensor:
+        return x_hat
+
+
+@dataclass(frozen=True)
+class StaticClip(Clip):
+    """Static thresholding: every element limited to [-limit, limit].
+
+    Args:
+        limit: The data's largest absolute value, in the data's units.
+    """
+
+    limit: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_limit(self.limit)
+
+    def __call__(self, x_hat: Tensor, space: Space) -> Tensor:
+        return x_hat.clamp(-self.limit, self.limit)
+
+
+@dataclass(frozen=True)
+class DynamicClip(Clip):
+    """Dynamic thresholding: what is out of range moves in with the whole sample.
+
+    Args:
+        quantile: Of a sample's absolute values, over all its live elements, in [0, 1].
+        limit: The data's largest absolute value, in the data's units.
+    """
+
+    quantile: float = 0.995
+    limit: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_limit(self.limit)
+        if not 0 <= self.quantile <= 1:
+            raise ValueError(f"quantile={self.quantile:g}: a number in [0, 1] is needed")
+
+    def __call__(self, x_hat: Tensor, space: Space) -> Tensor:
+        size = space.quantile(x_hat.abs(), self.quantile).clamp(min=self.limit)
+        shrunk = space.expand(self.limit / size) * x_hat
+        return shrunk.clamp(-self.limit, self.limit)
+
+
+def _check_limit(limit: float) -> None:
+    if not 0 < limit < math.inf:
+        raise ValueError(f"limit={limit:g}: a positive number is needed")
+
+
+CLIPS: dict[str, type[Clip]] = {"none": NoClip, "static": StaticClip, "dynamic": DynamicClip}
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """A denoiser whose estimates are kept in the data's range.
+
+    What is clipped is projected again: a point set's columns stay centred, and may leave the
+    range by what their mean moved.
+
+    Args:
+        denoiser: The model, guided or not; its variance is kept.
+        space: The batch's space.
+        clip: How.
+    """
+
+    denoiser: BoundDenoiser | Guided
+    space: Space
+    clip: Clip
+
+    def __call__(self, x_t: Tensor, t: float | Tensor) -> Tensor:
+        """The clipped estimate."""
+        return self.with_variance(x_t, t)[0]
+
+    def with_variance(self, x_t: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor | None]:
+        """The clipped estimate, and the model's learned variance."""
+        x_hat, variance = self.denoiser.with_variance(x_t, t)
+        return self.space.project(self.clip(x_hat, self.space)), variance

@@ -3,7 +3,11 @@ r"""Samplers that learn from the estimates of earlier steps.
 They differ in what is taken for a polynomial, and in which variable: the estimates of the data in
 lambda (DPM-Solver++, UniPC), or those of the noise,
 :math:`\hat\epsilon = (x_t - \alpha \hat x) / \sigma`, in :math:`\rho = \sigma / \alpha` (LMS) or
-in t (DEIS), for :math:`y = x / \alpha` obeys :math:`dy / d\rho = \hat\epsilon`. Some are others:
+in t (DEIS), for :math:`y = x / \alpha` obeys :math:`dy / d\rho = \hat\epsilon`, or the velocity in
+the time of rectified flow (VAB). Lambda is infinite at the data, so the first kind ends with a
+step of order 1; rho, t and the flow's time are finite there: the others keep their order.
+
+Some are others:
 
 - DEIS with polynomials in rho (rhoAB-DEIS) is LMS, and under EDM's schedule, where t is rho over
   its maximum, DEIS is too;
@@ -47,6 +51,17 @@ def midpoint_weights(now: float, before: float, end: float) -> list[float]:
     h, step = end - now, now - before
     total, slope = -math.expm1(-h), h / (2 * step)
     return [total * (1 + slope), -total * slope]
+
+
+def halved_curvature(nodes: list[float], weights: list[float]) -> list[float]:
+    r"""The weights of a parabola's integral, less half of its quadratic term's.
+
+    That term is :math:`x[l_0, l_1, l_2]\, (l - l_0)^2`, of the second divided difference; the
+    weights integrate it as they do every parabola.
+    """
+    moment = sum(w * (node - nodes[0]) ** 2 for w, node in zip(weights, nodes, strict=True))
+    gaps = [math.prod(n - other for other in nodes if other != n) for n in nodes]
+    return [w - moment / 2 / gap for w, gap in zip(weights, gaps, strict=True)]
 
 
 def _points(start: float, end: float) -> tuple[Array, Array]:
@@ -106,23 +121,41 @@ class DPMSolverPP2M(Sampler):
 
 @dataclass(frozen=True)
 class DPMSolverPP3M(Sampler):
-    """DPM-Solver++(3M) (Lu et al., 2022), the parabola through three estimates integrated exactly.
+    """DPM-Solver++(3M) (Lu et al., 2022): the parabola through the last three estimates.
 
-    The order rises as estimates come and falls to 2 and 1 on the last two steps into the data.
+    The order rises as estimates come and falls on the last steps into the data.
+
+    Args:
+        rule: ``"exact"`` integrates the parabola exactly; the last two steps are of order 2 and 1.
+            ``"half"`` takes half of its curvature, as the authors' code, diffusers and k-diffusion
+            do (their D2 lacks the factor 2 of Taylor's formula), and order 1 on the last step
+            only. It is of order 2, but below some 30 steps often closer to the trajectory, since a
+            parabola extrapolates too boldly over long steps.
     """
 
-    order: ClassVar[int] = 3
+    rule: str = "exact"
+
+    def __post_init__(self) -> None:
+        if self.rule not in ("exact", "half"):
+            raise ValueError(f"rule={self.rule!r}: choose exact or half")
+
+    @property
+    def order(self) -> int:
+        return 3 if self.rule == "exact" else 2
 
     def table(self, schedule: Schedule, times: list[float]) -> list[Step]:
         steps, nodes = [], list[float]()
-        into_data = schedule.level(times[-1]).sigma == 0
-        for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
+        last = len(times) - 1 if schedule.level(times[-1]).sigma == 0 else math.inf
+        for i, (t, s) in enumerate(zip(times, times[1:], strict=False), 1):
             now, end = schedule.level(t), schedule.level(s)
             stage = first_order(t, now, end)
-            nodes = [lam(now), *nodes] if now.alpha > 0 else []
-            count = min(3, len(nodes), len(times) - 1 - i if into_data else 3)
-            if count > 1:
-                weights = exponential_weights(nodes[:count], lam(now), lam(end))
+            nodes = [lam(now), *nodes[:2]] if now.alpha > 0 else []
+            if self.rule == "exact" and i == last - 1:
+                nodes = nodes[:2]
+            if len(nodes) > 1 and i < last:
+                weights = exponential_weights(nodes, lam(now), lam(end))
+                if self.rule == "half" and len(nodes) == 3:
+                    weights = halved_curvature(nodes, weights)
                 stage = stage._replace(b=tuple(end.alpha * w for w in weights))
             steps.append(Step(t, s, (stage,)))
         return steps
@@ -187,8 +220,8 @@ class LMS(Sampler):
               + \alpha_s \int_{\rho_t}^{\rho_s} p(\rho)\, d\rho,
 
     p the polynomial through the last estimates of the noise, integrated exactly for times of any
-    distance. It is k-diffusion's ``lms`` and the rhoAB-DEIS of Zhang & Chen (2023). The first
-    steps have fewer estimates; the step into the data is of order 1.
+    distance, down to the data, where rho is 0. It is k-diffusion's ``lms`` and the rhoAB-DEIS of
+    Zhang & Chen (2023). The first steps have fewer estimates.
 
     Args:
         order: How many estimates, 1 to 4; with 1 this is DDIM.
@@ -206,7 +239,7 @@ class LMS(Sampler):
             now, end = schedule.level(t), schedule.level(s)
             stage = first_order(t, now, end)
             past = [t, *past[: self.order - 1]] if now.alpha > 0 else []
-            if past and end.sigma > 0:
+            if past:
                 stage = _noise_row(t, now, end, self.weights(schedule, past, s))
             steps.append(Step(t, s, (stage,)))
         return steps
@@ -218,21 +251,72 @@ class LMS(Sampler):
         return _integrate(rho, rho[0] + width * _NODES, width * _WEIGHTS)
 
 
+_FAR = 37.0  # exp(-37) is below float64's rounding
+
+
 @dataclass(frozen=True)
 class DEIS(LMS):
-    r"""tAB-DEIS (Zhang & Chen, 2023, https://arxiv.org/abs/2204.13902): polynomials in t.
+    r"""DEIS (Zhang & Chen, 2023, https://arxiv.org/abs/2204.13902): other polynomials than LMS's.
 
-    As :class:`LMS` with :math:`\int p(t(\rho))\, d\rho`, exact to rounding for a smooth schedule.
+    As :class:`LMS` with :math:`\int p(u(\rho))\, d\rho`, exact to rounding for a smooth schedule.
 
     Args:
         order: How many estimates, 1 to 4: one more than the paper's r.
+        variable: u. ``"time"``, t, is the paper's tAB-DEIS; ``"log_rho"``, the logarithm of rho,
+            is diffusers' DEIS. The logarithm is infinite at the data: that step is LMS's.
     """
+
+    variable: str = "time"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variable not in ("time", "log_rho"):
+            raise ValueError(f"variable={self.variable!r}: choose time or log_rho")
 
     def weights(self, schedule: Schedule, past: list[float], s: float) -> list[float]:
         start, end = lam(schedule.level(past[0])), lam(schedule.level(s))
-        points, width = _points(start, end)
-        t = schedule.inverse(torch.from_numpy(2 * points)).numpy()
-        return _integrate(past, t, -width * np.exp(-points))  # d rho = -exp(-lambda) d lambda
+        if self.variable == "log_rho" and end == math.inf:
+            return super().weights(schedule, past, s)
+        points, width = _points(start, min(end, start + _FAR))
+        if self.variable == "log_rho":
+            nodes, at = [lam(schedule.level(t)) for t in past], points
+        else:
+            nodes, at = past, schedule.inverse(torch.from_numpy(2 * points)).numpy()
+        return _integrate(nodes, at, -width * np.exp(-points))  # d rho = -exp(-lambda) d lambda
+
+
+@dataclass(frozen=True)
+class VAB(LMS):
+    r"""Adams and Bashforth's method on the velocity, in the time of rectified flow.
+
+    With :math:`\tau = \sigma / (\alpha + \sigma)` the state :math:`x / (\alpha + \sigma)` is that
+    of rectified flow and moves with :math:`v = \hat\epsilon - \hat x`
+    (:math:`= x_t / \sigma - (1 + \alpha / \sigma) \hat x`):
+
+    .. math:: x_s = (\alpha_s + \sigma_s) \Big(\frac{x_t}{\alpha_t + \sigma_t}
+              + \int_{\tau_t}^{\tau_s} p(\tau)\, d\tau\Big),
+
+    p the polynomial through the last velocities. tau is finite at both ends, so here even a state
+    without signal stays in the history. It is azula's ``vABSampler``.
+
+    Args:
+        order: How many velocities, 1 to 4; with 1 this is DDIM.
+    """
+
+    order: int = 2
+
+    def table(self, schedule: Schedule, times: list[float]) -> list[Step]:
+        steps, past = [], list[float]()
+        for t, s in zip(times, times[1:], strict=False):
+            now, end = schedule.level(t), schedule.level(s)
+            first, last = now.alpha + now.sigma, end.alpha + end.sigma
+            past = [now.sigma / first, *past[: self.order - 1]]
+            width = end.sigma / last - past[0]
+            weights = _integrate(past, past[0] + width * _NODES, width * _WEIGHTS)
+            keep = (1 / now.sigma, -(1 + now.alpha / now.sigma))
+            b = tuple(last * w for w in weights)
+            steps.append(Step(t, s, (Stage(t, last / first, b, keep=keep),)))
+        return steps
 
 
 # Adams and Bashforth's for equal steps, newest first.
@@ -252,8 +336,7 @@ class PNDM(Sampler):
     + 37 \hat\epsilon_{t_2} - 9 \hat\epsilon_{t_3})` for the noise, whatever the distances of the
     times: so it is of order 2 where these change smoothly, and of order 4 only on grids uniform
     in sigma / alpha, where it is :class:`LMS`. The first steps are those of fewer estimates, with
-    one call each ("PLMS"), not the paper's Runge-Kutta steps with four. The step into the data is
-    of order 1.
+    one call each ("PLMS"), not the paper's Runge-Kutta steps with four.
     """
 
     order: ClassVar[int] = 2
@@ -264,7 +347,7 @@ class PNDM(Sampler):
             now, end = schedule.level(t), schedule.level(s)
             stage = first_order(t, now, end)
             count = min(count + 1, 4) if now.alpha > 0 else 0
-            if count and end.sigma > 0:
+            if count:
                 width = noise_scale(end) - noise_scale(now)
                 stage = _noise_row(t, now, end, [width * w for w in _ADAMS[count - 1]])
             steps.append(Step(t, s, (stage,)))

@@ -9,12 +9,13 @@ name            method                                                source
 ``heun``        Heun in sigma / alpha, with churn                     Karras et al., 2022, alg. 2
 ``restart``     Heun or Euler, an interval walked several times       Xu et al., 2023
 ``pc``          ancestral with Langevin steps as correctors           Song et al., 2021, alg. 2-5
-``dpm++2s``     exponential singlestep of order 2, two calls          Lu et al., 2022, alg. 1
+``dpm++2s``     exponential singlestep of order 2                     Lu et al., 2022, alg. 1
 ``dpm++2m``     exponential multistep of order 2                      Lu et al., 2022, alg. 2
 ``dpm++3m``     exponential multistep of order 3, exact               Lu et al., 2022
 ``unipc``       ``dpm++2m`` or ``3m``, corrected without calls        Zhao et al., 2023
 ``lms``         Adams-Bashforth in sigma / alpha, order 1 to 4        k-diffusion; rhoAB-DEIS
-``deis``        the same with polynomials in t (tAB)                  Zhang & Chen, 2023
+``deis``        the same with polynomials in t (tAB) or log(rho)      Zhang & Chen, 2023
+``vab``         Adams-Bashforth on the velocity, in the flow's time   azula
 ``pndm``        the same with weights of equal steps (PLMS)           Liu et al., 2022
 ``dpm++2m_sde`` the reverse SDE, multistep of order 2                 Lu et al., 2022, sec. 4
 =============  ====================================================  ==========================
@@ -35,6 +36,7 @@ from gendiff.multistep import (
     DEIS,
     LMS,
     PNDM,
+    VAB,
     DPMSolverPP2M,
     DPMSolverPP3M,
     SDEDPMSolverPP2M,
@@ -68,6 +70,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "unipc": UniPC,
     "lms": LMS,
     "deis": DEIS,
+    "vab": VAB,
     "pndm": PNDM,
     "dpm++2m_sde": SDEDPMSolverPP2M,
 }

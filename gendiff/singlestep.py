@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from gendiff.multistep import exponential_weights, midpoint_weights
 from gendiff.schedules import Level, Schedule
-from gendiff.tables import Sampler, Stage, Step, first_order, forward_noise, noise_scale
+from gendiff.tables import Sampler, Stage, Step, first_order, forward_noise, lam, noise_scale
 
 
 def posterior(schedule: Schedule, t: Any, s: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -185,27 +186,58 @@ class Heun(Euler):
 
 @dataclass(frozen=True)
 class DPMSolverPP2S(Sampler):
-    r"""DPM-Solver++(2S) (Lu et al., 2022, https://arxiv.org/abs/2211.01095, algorithm 1, r = 1/2).
+    r"""DPM-Solver++(2S) (Lu et al., 2022, https://arxiv.org/abs/2211.01095, algorithm 1).
 
-    One step of DDIM to the middle u of the interval in lambda, then
-    :math:`x_s = \frac{\sigma_s}{\sigma_t} x_t + \alpha_s (1 - e^{-h}) \hat x_u`. Two network
-    calls a step, one where either end is infinite in lambda.
+    A step covers two intervals of the grid, from t past u to s: DDIM to u, then with
+    :math:`r = (\lambda_u - \lambda_t) / h`, :math:`h = \lambda_s - \lambda_t`,
+
+    .. math:: x_s = \frac{\sigma_s}{\sigma_t} x_t + \alpha_s (1 - e^{-h})
+              \Big(\hat x_t + \frac{1}{2 r} (\hat x_u - \hat x_t)\Big).
+
+    So N steps of the grid are N network calls. The interval into the data and one that starts
+    without signal are infinite in lambda: these are steps of their own, of order 1. So is one that
+    is left over: the first, where such a step errs least, or the last of a grid that stops early.
+
+    Args:
+        rule: ``"midpoint"`` is the paper's, as above; ``"exact"`` integrates the line through the
+            two estimates exactly (called "heun" in the authors' code).
     """
 
+    rule: str = "exact"
     order: ClassVar[int] = 2
 
+    def __post_init__(self) -> None:
+        if self.rule not in ("exact", "midpoint"):
+            raise ValueError(f"rule={self.rule!r}: choose exact or midpoint")
+
     def table(self, schedule: Schedule, times: list[float]) -> list[Step]:
-        steps = []
-        for t, s in zip(times, times[1:], strict=False):
-            now, end = schedule.level(t), schedule.level(s)
-            whole = first_order(t, now, end)
-            stages: tuple[Stage, ...] = (whole,)
-            if now.alpha > 0 and end.sigma > 0:
-                middle = torch.tensor((now.log_snr + end.log_snr) / 2, dtype=torch.float64)
-                u = schedule.inverse(middle).item()
-                stages = (first_order(t, now, schedule.level(u)), whole._replace(t=u))
+        levels = [schedule.level(t) for t in times]
+        steps, i = list[Step](), 0
+        for size in self._sizes(levels):
+            t, u, s = times[i], times[i + 1], times[i + size]
+            now, middle, end = levels[i], levels[i + 1], levels[i + size]
+            stages: tuple[Stage, ...] = (first_order(t, now, middle),)
+            if size == 2:
+                nodes = [lam(middle), lam(now)]
+                if self.rule == "exact":
+                    weights = exponential_weights(nodes, lam(now), lam(end))
+                else:
+                    weights = midpoint_weights(lam(now), lam(middle), lam(end))[::-1]
+                b = tuple(end.alpha * w for w in weights)
+                stages = (*stages, first_order(u, now, end)._replace(b=b))
             steps.append(Step(t, s, stages))
+            i += size
         return steps
+
+    def _sizes(self, levels: list[Level]) -> list[int]:
+        """How many intervals each step covers."""
+        count = len(levels) - 1
+        first = int(levels[0].alpha == 0)
+        last = int(levels[-1].sigma == 0 and count > first)
+        pairs, rest = divmod(count - first - last, 2)
+        if last:
+            return [1] * (first + rest) + [2] * pairs + [1]
+        return [1] * first + [2] * pairs + [1] * rest
 
 
 @dataclass(frozen=True)

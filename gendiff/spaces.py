@@ -22,6 +22,7 @@ five) that follow schedules of their own; a per-sample value is then of shape (B
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -59,6 +60,17 @@ class Space(ABC):
     @abstractmethod
     def mean(self, value: Tensor) -> Tensor:
         """Mean of a tensor of the batch's shape over each sample's live elements, (B,)."""
+
+    @abstractmethod
+    def rows(self, value: Tensor) -> Tensor:
+        """Each sample's live elements in a row, (B, M), short rows filled up with infinity."""
+
+    def quantile(self, value: Tensor, q: float) -> Tensor:
+        """The q-quantile over each sample's live elements, (B,), on the line between two ranks."""
+        ordered = self.rows(value).sort(1).values
+        rank = q * (ordered.isfinite().sum(1, keepdim=True).double() - 1)
+        low, high = (ordered.gather(1, r.long())[:, 0] for r in (rank.floor(), rank.ceil()))
+        return torch.lerp(low, high, (rank - rank.floor())[:, 0].to(value))
 
     def trace(self, value: Tensor) -> Tensor:
         """Trace of P diag(value) P, P the projection, for a tensor of the batch's shape, (B,)."""
@@ -141,6 +153,9 @@ class Dense(Space):
     def mean(self, value: Tensor) -> Tensor:
         return value.flatten(1).mean(1)
 
+    def rows(self, value: Tensor) -> Tensor:
+        return value.flatten(1)
+
     def project(self, x: Tensor) -> Tensor:
         return x
 
@@ -200,6 +215,9 @@ class Masked(Space):
 
     def mean(self, value: Tensor) -> Tensor:
         return self.sum(value) / self.dof().to(value)
+
+    def rows(self, value: Tensor) -> Tensor:
+        return value.masked_fill(~self.mask, math.inf).flatten(1)
 
     def project(self, x: Tensor) -> Tensor:
         return x.masked_fill(~self.mask, 0)  # not a product: 0 * nan would keep nan in the padding
@@ -277,6 +295,14 @@ class Ragged(Space):
 
     def mean(self, value: Tensor) -> Tensor:
         return self._gather(value.mean(1)) / self.sizes
+
+    def rows(self, value: Tensor) -> Tensor:
+        first = self.sizes.cumsum(0) - self.sizes
+        place = torch.arange(len(self.index), device=self.index.device) - first[self.index]
+        most = int(self.sizes.max())
+        filled = value.new_full((len(self.sizes), most, self.columns), math.inf)
+        filled[self.index, place] = value
+        return filled.flatten(1)
 
     def trace(self, value: Tensor) -> Tensor:
         return self.sum(value) - self.sum(value[:, : self.centred]) / self.sizes

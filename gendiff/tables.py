@@ -13,8 +13,9 @@ float64 before the first network call (:meth:`Sampler.table`); one driver
 (:func:`gendiff.samplers.states`) walks it and keeps the history, so a sampler is a frozen value
 without state that can go stale.
 
-Both ends may be infinite in lambda. At s = 0 every method gives x_hat itself; a step from a state
-without signal is of order 1, and such a state leaves the history.
+Both ends may be infinite in lambda. At s = 0 every method on the estimates of the data gives x_hat
+itself; a step from a state without signal is of order 1, and such a state leaves the history.
+Methods on the noise or the velocity have other variables, finite at the data, and say so.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def lam(level: Level) -> float:
 
 
 def first_order(t: float, now: Level, end: Level) -> Stage:
-    """The exact step for a constant estimate: DDIM, and every method's way into the data."""
+    """The exact step for a constant estimate: DDIM, and most methods' way into the data."""
     return Stage(t, end.sigma / now.sigma, (end.alpha * -math.expm1(lam(now) - lam(end)),))
 
 

@@ -18,7 +18,7 @@ from oracle_tools import exponential_moment, normal
 
 MODULES = (
     "schedules", "denoiser", "multistep", "objective", "samplers", "singlestep", "spaces",
-    "likelihood", "guidance", "ema", "editing", "pairs",
+    "likelihood", "guidance", "adaptive", "ema", "editing", "pairs",
 )  # fmt: skip
 
 
@@ -259,13 +259,34 @@ def solver_rows(g: SimpleNamespace) -> None:
     """2S as in Lu et al., 2022, algorithm 1; 3M on a parabola; SDE-2M on a constant."""
     schedule, times = g.schedules.VPLinear(), [1.0, 0.8, 0.65, 0.4, 0.3]
     lam = [schedule.level(t).log_snr / 2 for t in times]
-    for step, one, two in zip(
-        g.samplers.DPMSolverPP2S().table(schedule, times), lam, lam[1:], strict=False
-    ):
-        _first, second = step.stages
-        near(schedule.level(second.t).log_snr / 2, (one + two) / 2, 1e-9)
-        end, now = schedule.level(step.s), schedule.level(step.t)
-        near([second.a, *second.b], [end.sigma / now.sigma, -end.alpha * math.expm1(one - two)])
+    past, present = -1.2, 0.8
+    for rule in ("midpoint", "exact"):
+        for i, step in enumerate(g.samplers.DPMSolverPP2S(rule).table(schedule, times)):
+            first, second = step.stages
+            now, middle, end = (schedule.level(t) for t in times[2 * i : 2 * i + 3])
+            one, two, three = lam[2 * i : 2 * i + 3]
+            assert (step.t, first.t, second.t, step.s) == (
+                *(times[2 * i : 2 * i + 2] * 2)[::2],
+                times[2 * i + 1],
+                times[2 * i + 2],
+            )
+            near(
+                [first.a, *first.b],
+                [middle.sigma / now.sigma, -middle.alpha * math.expm1(one - two)],
+            )
+            h, rise = three - one, (present - past) / (two - one)
+            if rule == "midpoint":
+                integral = (past + h / 2 * rise) * -math.expm1(-h)
+            else:  # x_hat(l) = past + rise (l - lam_t)
+                integral = (past + rise * h) * exponential_moment(h, 0)
+                integral += rise * exponential_moment(h, 1)
+            near(second.a, end.sigma / now.sigma)
+            near(second.b[0] * present + second.b[1] * past, end.alpha * integral)
+    sizes = {(1.0, 0.5, 0.0): [1, 1], (1.0, 0.5, 0.2, 0.0): [2, 1], (1.0, 0.5, 0.2): [2],
+             (1.0, 0.7, 0.5, 0.2, 0.0): [1, 2, 1], (1.0, 0.7, 0.5, 0.2): [2, 1]}  # fmt: skip
+    for grid, expected in sizes.items():
+        table = g.samplers.DPMSolverPP2S().table(schedule, list(grid))
+        assert [len(step.stages) for step in table] == expected
     for i, step in enumerate(g.samplers.DPMSolverPP3M().table(schedule, times)[2:], 2):
         (stage,) = step.stages
         for degree in range(3):
@@ -274,6 +295,19 @@ def solver_rows(g: SimpleNamespace) -> None:
                 lam[i + 1] - lam[i], degree
             )
             near(found, expected, 1e-13)
+    for i, step in enumerate(g.samplers.DPMSolverPP3M("half").table(schedule, times)[2:], 2):
+        # The authors' code: D1 and D2 of three estimates m, with phi_3 where Taylor's is 2 phi_3.
+        m, (stage,), alpha = (0.8, -1.2, 0.5), step.stages, schedule.level(step.s).alpha
+        h, r0, r1 = lam[i + 1] - lam[i], lam[i] - lam[i - 1], lam[i - 1] - lam[i - 2]
+        r0, r1 = r0 / h, r1 / h
+        one, two = (m[0] - m[1]) / r0, (m[1] - m[2]) / r1
+        d1, d2 = one + r0 / (r0 + r1) * (one - two), (one - two) / (r0 + r1)
+        published = -math.expm1(-h) * m[0] + (math.expm1(-h) / h + 1) * d1
+        published -= ((math.expm1(-h) + h) / h**2 - 0.5) * d2
+        near(sum(b * v for b, v in zip(stage.b, m, strict=True)), alpha * published)
+    for rule, counts in {"exact": [1, 2, 3, 2, 1], "half": [1, 2, 3, 3, 1]}.items():
+        table = g.samplers.DPMSolverPP3M(rule).table(schedule, [*times[:-1], 0.3, 0.0])
+        assert [len(step.stages[0].b) for step in table] == counts
     for step in g.samplers.SDEDPMSolverPP2M(0.7).table(schedule, times):
         (stage,), now, end = step.stages, schedule.level(step.t), schedule.level(step.s)
         near(stage.a * now.alpha + sum(stage.b), end.alpha)
@@ -281,38 +315,61 @@ def solver_rows(g: SimpleNamespace) -> None:
 
 
 def noise_rows(g: SimpleNamespace) -> None:
-    """Multistep methods on the noise: exact for polynomials in rho, or in t."""
-    times, x, x_hat = [1.0, 0.8, 0.65, 0.4, 0.3, 0.25], 0.7, -0.4
+    """Multistep methods on noise or velocity: exact for polynomials in rho, t, log(rho), tau."""
+    times, x, x_hat = [1.0, 0.8, 0.65, 0.4, 0.3, 0.25, 0.0], 0.7, -0.4
+    u = torch.linspace(0, 1, 4001, dtype=torch.float64)
     for schedule in (g.schedules.VPLinear(), g.schedules.EDM(), g.schedules.Cosine()):
         levels = [schedule.level(t) for t in times]
         rho = [level.sigma / level.alpha for level in levels]
+        tau = [level.sigma / (level.alpha + level.sigma) for level in levels]
         tables = {
-            name: getattr(g.samplers, name)(*order).table(schedule, times)
-            for name, order in {"LMS": (4,), "DEIS": (3,), "PNDM": ()}.items()
+            name: sampler.table(schedule, times)
+            for name, sampler in {
+                "LMS": g.samplers.LMS(4),
+                "DEIS": g.samplers.DEIS(3),
+                "DEIS log": g.samplers.DEIS(3, "log_rho"),
+                "VAB": g.samplers.VAB(3),
+                "PNDM": g.samplers.PNDM(),
+            }.items()
         }
         for i, (now, end) in enumerate(zip(levels, levels[1:], strict=False)):
             for name, table in tables.items():
                 (stage,) = table[i].stages
                 p, q = stage.keep
-                near(p * x + q * x_hat, (x - now.alpha * x_hat) / now.sigma)
-                near(stage.a, end.alpha / now.alpha)
-                assert len(stage.b) == min(i + 1, 3 if name == "DEIS" else 4)
-            (b,) = ([v / end.alpha for v in s.b] for s in tables["LMS"][i].stages)
-            for k in range(len(b)):
-                exact = (rho[i + 1] ** (k + 1) - rho[i] ** (k + 1)) / (k + 1)
-                near(sum(w * rho[i - j] ** k for j, w in enumerate(b)), exact, 1e-10)
-            (b,) = ([v / end.alpha for v in s.b] for s in tables["DEIS"][i].stages)
-            t = torch.linspace(times[i], times[i + 1], 4001, dtype=torch.float64)
-            scale = (-schedule.log_snr(t) / 2).exp()
-            for k in range(len(b)):  # by parts, with Simpson's rule
+                eps, last = (x - now.alpha * x_hat) / now.sigma, end.alpha
+                near(p * x + q * x_hat, eps - x_hat if name == "VAB" else eps)
+                if name == "VAB":
+                    last = end.alpha + end.sigma
+                near(stage.a, last / (now.alpha + (now.sigma if name == "VAB" else 0)))
+                assert len(stage.b) == min(i + 1, 4 if name in ("LMS", "PNDM") else 3)
+            b = {name: [v / end.alpha for v in t[i].stages[0].b] for name, t in tables.items()}
+            lms = b["DEIS log"] if end.sigma == 0 else []  # log(rho) is infinite
+            for weights in (b["LMS"], lms):
+                for k in range(len(weights)):
+                    exact = (rho[i + 1] ** (k + 1) - rho[i] ** (k + 1)) / (k + 1)
+                    near(sum(w * rho[i - j] ** k for j, w in enumerate(weights)), exact, 1e-10)
+            t = times[i + 1] + (times[i] - times[i + 1]) * u**2  # rho may be a root of t near 0
+            scale = (-schedule.log_snr(t) / 2).exp() * 2 * (times[i] - times[i + 1]) * u
+            for k in range(len(b["DEIS"])):  # by parts, with Simpson's rule
                 inner = k * t ** (k - 1) * scale if k else 0 * t
+                inner = torch.where(u > 0, inner, 0.0)
                 inner = inner[0] + inner[-1] + 4 * inner[1::2].sum() + 2 * inner[2:-1:2].sum()
                 exact = times[i + 1] ** k * rho[i + 1] - times[i] ** k * rho[i]
-                exact = exact - inner * (t[1] - t[0]) / 3
-                near(sum(w * times[i - j] ** k for j, w in enumerate(b)), exact, 1e-9)
-            (b,) = ([v / end.alpha for v in s.b] for s in tables["PNDM"][i].stages)
+                exact = exact + inner * u[1] / 3
+                near(sum(w * times[i - j] ** k for j, w in enumerate(b["DEIS"])), exact, 1e-9)
+            for k in range(0 if end.sigma == 0 else len(b["DEIS log"])):
+                high, low = (
+                    r * (1, math.log(r) - 1, math.log(r) ** 2 - 2 * math.log(r) + 2)[k]
+                    for r in (rho[i + 1], rho[i])
+                )
+                found = sum(w * math.log(rho[i - j]) ** k for j, w in enumerate(b["DEIS log"]))
+                near(found, high - low, 1e-10)
+            velocity = [v / (end.alpha + end.sigma) for v in tables["VAB"][i].stages[0].b]
+            for k in range(len(velocity)):
+                exact = (tau[i + 1] ** (k + 1) - tau[i] ** (k + 1)) / (k + 1)
+                near(sum(w * tau[i - j] ** k for j, w in enumerate(velocity)), exact, 1e-10)
             published = [[24], [36, -12], [46, -32, 10], [55, -59, 37, -9]][min(i, 3)]
-            near([24 * v / (rho[i + 1] - rho[i]) for v in b], published)
+            near([24 * v / (rho[i + 1] - rho[i]) for v in b["PNDM"]], published)
 
 
 def unipc_rows(g: SimpleNamespace) -> None:
@@ -610,6 +667,67 @@ def guidance(g: SimpleNamespace) -> None:
     assert edges.inside(schedule, t).tolist() == found
 
 
+def clips(g: SimpleNamespace) -> None:
+    """Saharia et al., 2022, section 2.3, a sample at a time with torch's quantile."""
+    x = 2 * normal(9, 4, seed=1)
+    masked = torch.cat([x[:2].T[None], torch.zeros(1, 4, 1).double()], 2)  # a frame of padding
+    spaces = g.spaces
+    for space, value, samples in (
+        (spaces.Dense((9, 4)), x, list(x)),
+        (spaces.Masked(torch.tensor([2]), 4, 3), masked, [x[:2]]),
+        (spaces.Ragged(torch.tensor([2, 7]), 4), x, [x[:2], x[2:]]),
+    ):
+        for q in (0.0, 0.3, 0.9, 1.0):
+            expected = torch.stack([v.abs().flatten().quantile(q) for v in samples])
+            near(space.quantile(value.abs(), q), expected)
+        static = g.guidance.StaticClip(0.7)(value, space)
+        near(static, torch.minimum(torch.maximum(value, -0.7 + 0 * value), 0.7 + 0 * value))
+        s = torch.stack([v.abs().flatten().quantile(0.9) for v in samples])
+        s = space.expand(torch.maximum(s, 0.7 + 0 * s))
+        dynamic = torch.minimum(torch.maximum(value, -s), s) / s * 0.7
+        near(g.guidance.DynamicClip(0.9, 0.7)(value, space), dynamic)
+        near(g.guidance.DynamicClip(0.9, 9.0)(value, space), value)
+
+
+def adaptive(g: SimpleNamespace) -> None:
+    """Bogacki & Shampine, 1989, written out for one number, and how a step is chosen."""
+    space, tolerance = g.spaces.Dense((1, 1)), 1e-3
+    for schedule, x0 in ((g.schedules.EDM(5.0), 0.1), (g.schedules.VPLinear(), 1.3)):
+        first, last = schedule.level(0.9), schedule.level(0.2)
+        rho, end = first.sigma / first.alpha, last.sigma / last.alpha
+        x = torch.full((1, 1), x0, dtype=torch.float64)
+
+        def denoise(x: Any, t: Any) -> Any:
+            return torch.sin(2 * x) + torch.as_tensor(t, dtype=torch.float64)
+
+        def f(rho: float, y: float, schedule: Any = schedule, denoise: Any = denoise) -> float:
+            t = schedule.inverse(torch.tensor(-2 * math.log(rho), dtype=torch.float64))
+            alpha = schedule(t)[0].item()
+            x_hat = denoise(torch.tensor(alpha * y, dtype=torch.float64), t.item())
+            return (y - x_hat.item()) / rho
+
+        y, h, calls = x0 / first.alpha, -rho / 10, 1
+        while rho > end:
+            h = max(h, end - rho)
+            k1 = f(rho, y)
+            k2 = f(rho + h / 2, y + h / 2 * k1)
+            k3 = f(rho + 3 * h / 4, y + 3 * h / 4 * k2)
+            third = y + h * (2 * k1 + 3 * k2 + 4 * k3) / 9
+            k4 = f(rho + h, third)
+            second = y + h * (7 / 24 * k1 + k2 / 4 + k3 / 3 + k4 / 8)
+            size = abs(third - second) / (tolerance * (1 + max(abs(y), abs(third))))
+            calls += 3
+            if size <= 1:
+                y, rho = third, end if h == end - rho else rho + h
+            h *= min(max(0.9 * max(size, 1e-9) ** (-1 / 3), 0.2), 5.0)
+        try:
+            found = g.adaptive.solve(denoise, space, schedule, x, 0.9, 0.2, tolerance, 500)
+        except Exception as error:
+            raise AssertionError("it does not arrive") from error
+        near(found.x, torch.full((1, 1), y * last.alpha, dtype=torch.float64), 1e-10)
+        assert found.calls.tolist() == [calls]
+
+
 def driver(g: SimpleNamespace) -> None:
     """The published loops, written out for a state x = alpha y and any denoiser."""
     space, times = g.spaces.Dense((2, 3)), [0.9, 0.6, 0.4, 0.25, 0.1]
@@ -844,6 +962,8 @@ CHECKS: tuple[Callable[[SimpleNamespace], None], ...] = (
     bound_denoiser,
     driver,
     guidance,
+    clips,
+    adaptive,
     weights,
     densities,
     reflow,

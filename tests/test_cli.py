@@ -143,6 +143,7 @@ def test_guidance_by_its_parts_and_by_an_earlier_step(trained: Path) -> None:
     limited = here("sample", run, *some, "--guidance", "{scale: 2, interval: [0.1, 3]}")
     calls = int(re.search(r"\((\d+)\s+network", limited.stdout)[1])  # type: ignore[index]
     assert 3 < calls < 6
+    assert here("sample", run, *some, "--clip", "{name: dynamic, limit: 1}").exit_code == 0
     done = here("sample", run, *some, "--guide-run", f"{run}@2", "--guidance", "2")
     assert "(6 network calls each)" in done.stdout.replace("\n", " ")
     for wrong, message in (
@@ -150,6 +151,7 @@ def test_guidance_by_its_parts_and_by_an_earlier_step(trained: Path) -> None:
         (["--guide-run", f"{run}@3", "--guidance", "2"], "It has 2, 4"),
         (["--guide-run", "nowhere", "--guidance", "2"], "nowhere is not a run"),
         (["--guidance", "{scale: 2, fi: 1}"], "guidance has no 'fi'"),
+        (["--clip", "dynamc"], "Did you mean 'dynamic'"),
     ):
         refused = here("sample", run, *some, *wrong)
         assert refused.exit_code == 2

@@ -8,7 +8,7 @@ import pytest
 
 from gendiff import config
 from gendiff.errors import ConfigError
-from gendiff.guidance import Guidance
+from gendiff.guidance import DynamicClip, Guidance, NoClip
 from gendiff.schedules import EDM, Cosine, Flow, Shifted, ZeroTerminal
 from gendiff.testing import ToyModality
 
@@ -56,6 +56,13 @@ def test_a_schedule_of_a_schedule() -> None:
     assert config.validate(ToyModality(), config.dump(twice)) == twice
 
 
+def test_a_clip_is_a_part() -> None:
+    assert resolve().sample.clip == NoClip()
+    dotted = resolve("sample.clip=dynamic", "sample.clip.limit=2")
+    assert dotted.sample.clip == DynamicClip(0.995, 2.0)
+    assert config.validate(ToyModality(), config.dump(dotted)) == dotted
+
+
 def test_guidance_is_a_number_or_more() -> None:
     plain = resolve("sample.guidance=2")
     assert plain.sample.guidance == Guidance(2.0)
@@ -95,6 +102,8 @@ def test_numbers_in_yaml_s_blind_spots_are_numbers() -> None:
         ("sample.guidance=-1", "sample.guidance: scale=-1: a number of at least 0 is needed"),
         ("sample.guidance=strong", "scale: should be a valid number"),
         ("sample.guidance={scale: 2, rescal: 1}", "guidance has no 'rescal'. Did you mean 'resc"),
+        ("sample.clip=dynamc", "no clip 'dynamc'. Did you mean 'dynamic'?"),
+        ("sample.clip={name: static, limit: 0}", "limit=0: a positive number is needed"),
         ("sample.guidance={interval: [3, 1]}", "0 <= low < high is needed (command line)"),
         ("sample.sampler={name: ddim, eta: 3}", "eta=3.0: a number in [0, 1] is needed"),
         ("diffusion.prediction=w", "should be 'eps', 'x', 'v', 'flow' or 'edm', got 'w'"),

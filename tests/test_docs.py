@@ -37,9 +37,9 @@ def test_the_principles_code_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_tutorial_s_sampler_is_found(tmp_path: Path) -> None:
+def test_the_documented_sampler_is_found(tmp_path: Path) -> None:
     """Installed as a package with an entry point, it is a part like the engine's own."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/tutorial.md").read_text(), re.S)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/samplers.md").read_text(), re.S)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/renoise.py").write_text(next(b for b in blocks if "gendiff_parts" in b))
     info = tmp_path / "mine-0.1.dist-info"

@@ -50,6 +50,16 @@ def test_guidance_of_one_is_no_guidance_and_costs_no_calls(model: Model) -> None
     assert model.calls(model.settings(steps=5, sampler="heun")) == 9
 
 
+def test_a_clip_limits_samples_and_costs_no_calls(model: Model) -> None:
+    plain = model.sample(8)
+    assert torch.equal(model.sample(8, clip="none").x, plain.x)
+    wide = model.sample(8, clip={"name": "static", "limit": 1e3})
+    torch.testing.assert_close(wide.x, plain.x, rtol=1e-5, atol=1e-5)  # centred once more
+    narrow = model.sample(8, clip={"name": "static", "limit": 0.1})
+    assert narrow.x.abs().max() < 0.2 < plain.x.abs().max()  # centred after the clip
+    assert model.calls(model.settings(steps=5, clip="dynamic")) == 5
+
+
 @pytest.mark.parametrize("sampler", ["dpm++2m", "heun"])
 @pytest.mark.parametrize(
     "guidance", [2.0, {"scale": 2, "interval": [0.2, 3]}, {"scale": 2, "interval": [200, 300]}]

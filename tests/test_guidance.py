@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,17 @@ from torch import Tensor
 from gendiff.denoiser import BoundDenoiser, Denoiser
 from gendiff.errors import SamplingError
 from gendiff.grids import UniformTime
-from gendiff.guidance import Guidance, Guided, autoguidance, classifier_free
+from gendiff.guidance import (
+    Clip,
+    Clipped,
+    DynamicClip,
+    Guidance,
+    Guided,
+    NoClip,
+    StaticClip,
+    autoguidance,
+    classifier_free,
+)
 from gendiff.samplers import DDIM, DPMSolverPP2M, sample
 from gendiff.schedules import EDM, Cosine, Parts, Schedule
 from gendiff.spaces import Cond, Dense, Masked, Space
@@ -328,3 +339,85 @@ def test_scale_one_makes_one_call_whatever_the_bounds() -> None:
         before = net.calls
         assert torch.equal(guided(x_t, time), bound(x_t, time))
         assert net.calls == before + 2
+
+
+# --- clips ---------------------------------------------------------------------------------------
+
+CLIPS = [NoClip(), StaticClip(0.6), DynamicClip(0.9, 0.6)]
+
+
+def clipped(space: Space, mean: Tensor, clip: Clip) -> tuple[Clipped, BoundDenoiser]:
+    bound, _ = gaussians(space, (mean, mean))
+    return Clipped(bound, space, clip), bound
+
+
+@pytest.mark.parametrize("clip", CLIPS)
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES.keys())
+def test_a_clip_leaves_what_is_in_range(space: Space, clip: Clip) -> None:
+    """To the bit, but where columns are centred once more; with the state's gradient."""
+    model, bound = clipped(space, space.project(normal(*space.shape, seed=1)) * 0.1, clip)
+    x_t = 0.05 * space.project(normal(*space.shape)).requires_grad_()
+    assert bound(x_t, 0.1).abs().max() < 0.6
+    near(model(x_t, 0.1), bound(x_t, 0.1), 1e-15 if getattr(space, "centred", 0) else 0.0)
+    (grad,) = torch.autograd.grad(model(x_t, 0.1).sum(), x_t, allow_unused=True)
+    assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("clip", CLIPS[1:])
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES.keys())
+def test_what_is_clipped_is_valid(space: Space, clip: Clip) -> None:
+    """Padding stays 0 and columns centred; else every element is in range."""
+    model, bound = clipped(space, space.project(normal(*space.shape, seed=1)) * 3, clip)
+    x_t = space.project(normal(*space.shape))
+    before, after = bound(x_t, 0.4), model(x_t, 0.4)
+    assert before.abs().max() > 1
+    near(after, space.project(after), 1e-14)
+    if not getattr(space, "centred", 0):
+        assert after.abs().max() <= 0.6
+    else:
+        near(after, space.project(clip(before, space)), 1e-14)
+
+
+@pytest.mark.parametrize("clip", CLIPS[1:])
+@pytest.mark.parametrize("name", ["image", "masked", "ragged"])
+def test_a_clip_sees_one_sample(name: str, clip: Clip) -> None:
+    space = SPACES[name]
+    x = space.project(2 * normal(*space.shape))
+    whole = clip(x, space)
+    for i in range(space.batch_size):
+        alone, own = space.select([i], x)
+        assert torch.equal(clip(own, alone), space.select([i], whole)[1])
+
+
+def test_dynamic_clip_keeps_proportions() -> None:
+    """At the quantile 1 nothing is cut: the sample is scaled until its largest is the limit."""
+    space, x = Dense((1, 5)), torch.tensor([[0.5, -3.0, 1.0, 0.0, 2.0]])
+    near(DynamicClip(1.0, 1.5)(x, space), x / 2)
+    near(DynamicClip(0.75, 1.0)(x, space), torch.tensor([[0.25, -1.0, 0.5, 0.0, 1.0]]))
+
+
+def test_a_clip_keeps_the_learned_variance() -> None:
+    def net(x: Tensor, noise: Tensor, cond: Cond | None, space: Space) -> Tensor:
+        return torch.cat([9 * x, torch.ones_like(x)], 1)
+
+    space = Dense((2, 3))
+    bound = Denoiser(net, SCHEDULE, "x").bind(space)
+    x_hat, variance = Clipped(bound, space, StaticClip(0.5)).with_variance(normal(2, 3), 0.5)
+    assert variance is not None
+    assert torch.equal(variance, torch.ones(2, 3))
+    assert x_hat.abs().max() == 0.5
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: StaticClip(0.0),
+        lambda: StaticClip(math.inf),
+        lambda: DynamicClip(limit=-1.0),
+        lambda: DynamicClip(1.5),
+        lambda: DynamicClip(math.nan),
+    ],
+)
+def test_refuses_what_is_no_clip(make: Callable[[], Clip]) -> None:
+    with pytest.raises(ValueError, match="needed"):
+        make()

@@ -1,6 +1,7 @@
 """Against diffusers where it is right; where it is not, our value is the closed form's.
 
-The peer's DDIM and DDPM take float64 tables; its sigma-based schedulers compute in float32.
+The peer's DDIM, DDPM and PNDM take float64 tables; its sigma-based schedulers compute in float32,
+but for those that take noise scales of float64 in the place of their own (``at_scales``).
 """
 
 from __future__ import annotations
@@ -17,9 +18,24 @@ from torch import Tensor
 
 from gendiff.denoiser import Denoiser
 from gendiff.grids import Karras, UniformTime
-from gendiff.samplers import DDIM, DDPM, LMS, DPMSolverPP2M, Euler, Heun, Sampler, UniPC, states
+from gendiff.samplers import (
+    DDIM,
+    DDPM,
+    DEIS,
+    LMS,
+    PNDM,
+    DPMSolverPP2M,
+    DPMSolverPP2S,
+    DPMSolverPP3M,
+    Euler,
+    Heun,
+    Sampler,
+    UniPC,
+    states,
+)
 from gendiff.schedules import EDM, VPLinear
 from gendiff.spaces import Dense, Space
+from gendiff.tables import noise_scale
 from gendiff.testing import Mixture
 
 diffusers = pytest.importorskip("diffusers", reason="parity needs the package diffusers")
@@ -77,6 +93,19 @@ def theirs(
         path.append(x.double())
     times = [(i.item() + 1) / 1000 for i in scheduler.timesteps]
     return path, [*dict.fromkeys(times), 0.0]
+
+
+def at_scales(scheduler: Any, x: Tensor, times: list[float]) -> list[Tensor]:
+    """Their states from x at the first of these times on, with noise scales in float64."""
+    scheduler.set_timesteps(len(times) - 1)
+    scales = [noise_scale(SCHEDULE.level(t)) if t else 0.0 for t in times]
+    scheduler.sigmas = torch.tensor(scales)
+    scheduler.set_begin_index(0)
+    path = []
+    for t, i in zip(times, scheduler.timesteps, strict=False):
+        x = scheduler.step(eps_hat(x, t), i, x).prev_sample
+        path.append(x)
+    return path
 
 
 def ours(sampler: Sampler, times: list[float], x: Tensor) -> list[Tensor]:
@@ -139,13 +168,57 @@ def test_unipc(p: int, steps: int) -> None:
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_lms(order: int) -> None:
-    """Their state is x / alpha, and their last step keeps the order: it is left out."""
+    """Their state is x / alpha, and their integrals are good to 1e-4."""
     x = normal(16, 2)
     scheduler = peer("LMSDiscreteScheduler", timestep_spacing="trailing")
-    scheduler.set_timesteps(STEPS)
     path, times = theirs(scheduler, x / SCHEDULE.level(1.0).alpha, STEPS, order=order)
-    found = ours(LMS(order), times, x)
-    near(found[-2] / SCHEDULE.level(times[-2]).alpha, path[-2], 2e-4)
+    near(ours(LMS(order), times, x)[-1], path[-1], 2e-4)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_deis(order: int) -> None:
+    """Theirs is that of polynomials in log(rho), and cannot end at 0."""
+    times, x = [*UniformTime().times(SCHEDULE, STEPS)[:-1], 0.01], normal(16, 2)
+    path = at_scales(peer("DEISMultistepScheduler", solver_order=order), x, times)
+    near(torch.stack(ours(DEIS(order, "log_rho"), times, x)), torch.stack(path), 1e-9)
+
+
+def test_pndm() -> None:
+    """The rows are the same to the last step; their first is Heun's in DDIM's, of two calls."""
+    options = {"skip_prk_steps": True, "set_alpha_to_one": True, "timestep_spacing": "trailing"}
+    x = normal(16, 2)
+    path, times = theirs(peer("PNDMScheduler", **options), x, STEPS)
+    (first,), *rest = (step.stages for step in PNDM().table(SCHEDULE, times))
+    eps = [eps_hat(x, times[0])]
+    guess = first.a * x + first.b[0] * eps[0]
+    near(guess, path[0], 1e-9)
+    x = first.a * x + first.b[0] * (eps[0] + eps_hat(guess, times[1])) / 2
+    near(x, path[1], 1e-9)
+    for t, (row,), expected in zip(times[1:], rest, path[2:], strict=False):
+        eps = [eps_hat(x, t), *eps]
+        x = row.a * x + sum(b * e for b, e in zip(row.b, eps, strict=False))
+        near(x, expected, 1e-9)
+
+
+@pytest.mark.parametrize(("rule", "kind"), [("midpoint", "midpoint"), ("exact", "heun")])
+def test_singlestep(rule: str, kind: str) -> None:
+    """An odd number of calls; with an even one theirs is of order 1 in the last two, not first."""
+    times, x = UniformTime().times(SCHEDULE, 9), normal(16, 2)
+    scheduler = peer("DPMSolverSinglestepScheduler", solver_order=2, solver_type=kind)
+    path = at_scales(scheduler, x, times)
+    found = ours(DPMSolverPP2S(rule), times, x)
+    near(torch.stack(found), torch.stack([*path[1::2], path[-1]]), 1e-9)
+
+
+def test_third_order() -> None:
+    """Theirs has half the curvature, and its states pass through float32.
+
+    Ours by default has all of it: the closed form is in ``exactness.solver_rows``.
+    """
+    times, x = UniformTime().times(SCHEDULE, STEPS), normal(16, 2)
+    path = at_scales(peer("DPMSolverMultistepScheduler", solver_order=3), x, times)
+    near(torch.stack(ours(DPMSolverPP3M("half"), times, x)), torch.stack(path), 1e-5)
+    assert (ours(DPMSolverPP3M(), times, x)[-1] - path[-1]).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize(

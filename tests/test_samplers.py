@@ -32,6 +32,7 @@ from gendiff.samplers import (
     LMS,
     PNDM,
     SAMPLERS,
+    VAB,
     DPMSolverPP2M,
     DPMSolverPP2S,
     DPMSolverPP3M,
@@ -63,7 +64,9 @@ DETERMINISTIC: dict[str, Sampler] = {
     "dpm++2m": DPMSolverPP2M(),
     "dpm++2m_midpoint": DPMSolverPP2M("midpoint"),
     "dpm++2s": DPMSolverPP2S(),
+    "dpm++2s_midpoint": DPMSolverPP2S("midpoint"),
     "dpm++3m": DPMSolverPP3M(),
+    "dpm++3m_half": DPMSolverPP3M("half"),
     "unipc": UniPC(),
     "unipc_3": UniPC(3),
     "lms": LMS(),
@@ -71,10 +74,13 @@ DETERMINISTIC: dict[str, Sampler] = {
     "lms_2": LMS(2),
     "deis": DEIS(3),
     "deis_4": DEIS(),
+    "deis_log": DEIS(3, "log_rho"),
+    "vab": VAB(),
+    "vab_3": VAB(3),
     "pndm": PNDM(),
     "dpm++2m_sde_0": SDEDPMSolverPP2M(0.0),
 }
-ON_THE_NOISE = ("lms", "lms_3", "lms_2", "deis", "deis_4", "pndm")
+ON_THE_NOISE = ("lms", "lms_3", "lms_2", "deis", "deis_4", "deis_log", "vab", "vab_3", "pndm")
 STOCHASTIC: dict[str, Sampler] = {
     "ddpm": DDPM(),
     "ddpm_large": DDPM("large"),
@@ -161,7 +167,8 @@ def errors_of(name: str, schedule: Schedule, grids: list[list[float]]) -> list[f
 def test_order(name: str, schedule: Schedule) -> None:
     """Slope over n = 40...320 within 0.25 of the declared order, on a grid uniform in nothing.
 
-    The methods of order 1 need twice as many steps before their error is one power of n.
+    The methods of order 1 need twice as many steps before their error is one power of n. Half the
+    curvature leaves a small term of order 2 beside one of order 3: a slope between them.
     """
     t, s = schedule.inverse(-2 * torch.tensor([FIRST, LAST]).log()).tolist()
     log_t = torch.tensor([t, s]).log()
@@ -171,14 +178,19 @@ def test_order(name: str, schedule: Schedule) -> None:
         times = ((log_t[0] + (log_t[1] - log_t[0]) * u).exp() * (1 - u)).add(s * u)
         grids.append([t, *times[1:-1].tolist(), s])
     errors = errors_of(name, schedule, grids)
-    assert abs(slope(errors, counts) - DETERMINISTIC[name].order) < 0.25, errors
+    found, allowed = slope(errors, counts), 0.5 if name == "dpm++3m_half" else 0.25
+    assert abs(found - DETERMINISTIC[name].order) < allowed, errors
     assert errors[-1] < 1e-2
 
 
 @pytest.mark.parametrize(
     ("name", "schedule"),
     [
-        *((n, s) for n in ("lms", "lms_3", "lms_2", "pndm") for s in ("cosine", "edm")),
+        *(
+            (n, s)
+            for n in ("lms", "lms_3", "lms_2", "vab", "vab_3", "deis_log", "pndm")
+            for s in ("cosine", "edm")
+        ),
         *(("deis", s) for s in ("vp_linear", "cosine", "polynomial", "ve", "flow")),
         *(("deis_4", s) for s in ("cosine", "flow")),
     ],
@@ -326,7 +338,7 @@ def in_estimates(step: Step) -> list[float]:
 @every_case
 def test_multistep_of_order_one_is_ddim(schedule: Schedule) -> None:
     plain = DDIM().table(schedule, TIMES)
-    for sampler in (LMS(1), DEIS(1)):
+    for sampler in (LMS(1), DEIS(1), DEIS(1, "log_rho"), VAB(1)):
         for one, other in zip(sampler.table(schedule, TIMES), plain, strict=True):
             near(in_estimates(one), in_estimates(other), 1e-11)
     for sampler in (PNDM(), UniPC(), UniPC(3), LMS(), DEIS()):
@@ -354,11 +366,50 @@ def test_methods_of_two_names() -> None:
 
 @every_case
 def test_last_step_is_the_estimate(schedule: Schedule) -> None:
-    """Every method's: so Heun's is Euler's."""
-    for sampler in EVERY.values():
-        last = make_table(sampler, schedule, TIMES)[-1]
+    """So Heun's is Euler's; not with polynomials in variables that are finite at the data."""
+    for name in EVERY.keys() - set(ON_THE_NOISE):
+        last = make_table(EVERY[name], schedule, TIMES)[-1]
         (stage,) = last.stages
         assert (stage.a, stage.b, stage.c) == (0.0, (1.0,), 0.0)
+
+
+@pytest.mark.parametrize("name", ["lms", "lms_2", "deis", "deis_4", "vab", "vab_3", "pndm"])
+def test_the_order_holds_into_the_data(name: str) -> None:
+    """The step to sigma = 0 from an exact history errs as h^(p + 1) with p estimates.
+
+    For p velocities: the flow of a Gaussian is smooth in rho and in tau down to the data.
+    """
+    schedule, space, sampler = Flow(), Dense((8, 3)), DETERMINISTIC[name]
+    law, first = Gaussian(schedule, space, normal(8, 3, seed=1), 0.8), normal(8, 3)
+    errors = []
+    for steps in (20, 40):
+        times = torch.linspace(0.5, 0, steps + 1).tolist()
+        table = sampler.table(schedule, times)
+        (last,), found = table[-1].stages, 0.0
+        for weight, step in zip(last.b, reversed(table), strict=False):
+            x, (p, q) = law.flow(first, 0.5, step.t), step.stages[0].keep
+            found = found + weight * (p * x + q * law(x, step.t))
+        found = found + last.a * law.flow(first, 0.5, times[-2])
+        errors.append((found - law.flow(first, 0.5, 0.0)).abs().max().item())
+    count = 2 if name == "pndm" else len(last.b)
+    assert errors[0] > 0.6 * 2 ** (count + 1) * errors[1], errors
+
+
+@pytest.mark.parametrize("schedule", [VPLinear(), Flow()])
+def test_singlestep_calls_stand_on_the_grid(schedule: Schedule) -> None:
+    """Pairs of intervals, and steps of order 1 at both infinite ends and where one is left."""
+    signal = isinstance(schedule, VPLinear)
+    for n in range(1, 8):
+        for times in (UniformTime().times(schedule, n), [*UniformTime().times(schedule, n)[:-1]]):
+            if len(times) < 2:
+                continue
+            table = DPMSolverPP2S().table(schedule, times)
+            assert [stage.t for step in table for stage in step.stages] == times[:-1]
+            assert [step.t for step in table[1:]] == [step.s for step in table[:-1]]
+            sizes = [len(step.stages) for step in table]
+            assert sizes[-1] == 1 or times[-1] > 0
+            assert sizes[0] == 1 or signal
+            assert sizes.count(1) <= (not signal) + (times[-1] == 0) + 1
 
 
 @pytest.mark.parametrize("kind", [Euler, Heun])
@@ -576,7 +627,7 @@ def test_network_calls(name: str, schedule: Schedule, steps: int) -> None:
     if isinstance(EVERY[name], Restart):
         expected = network_calls(EVERY[name], schedule, times)
         assert (expected > 2 * steps - 1) == (steps == 9)
-    elif isinstance(EVERY[name], (Heun, DPMSolverPP2S, PredictorCorrector)):
+    elif isinstance(EVERY[name], (Heun, PredictorCorrector)):
         expected = 2 * steps - 1
         if isinstance(schedule, Flow) and steps > 1 and name != "pc":
             expected -= 1  # Euler's step from a state without signal
@@ -605,7 +656,7 @@ def test_nothing_is_written_to(name: str) -> None:
     table = make_table(EVERY[name], VPLinear(), times)
     assert [state.number for state, *_ in walk] == list(range(1, len(table) + 1))
     assert [state.t for state, *_ in walk] == [step.s for step in table]
-    if name not in ("restart", "restart_euler", "pc"):
+    if name not in ("restart", "restart_euler", "pc", "dpm++2s", "dpm++2s_midpoint"):
         assert [state.t for state, *_ in walk] == times[1:]
     again = sample(
         lambda x, t: torch.tanh(x), space, VPLinear(), EVERY[name], times, streams(space), x
@@ -628,7 +679,8 @@ def test_a_sample_does_not_see_its_batch(name: str, space: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["ddpm", "ddpm_large", "ddim_1", "ddim", "heun", "dpm++2m", "unipc", "lms"]
+    "name",
+    ["ddpm", "ddpm_large", "ddim_1", "ddim", "heun", "dpm++2m", "dpm++2s", "unipc", "lms", "vab"],
 )
 @every_space
 def test_parts(name: str, space: Space) -> None:
@@ -709,6 +761,10 @@ def test_every_published_name() -> None:
         lambda: PredictorCorrector(corrections=0),
         lambda: Heun(churn_min=2.0, churn_max=1.0),
         lambda: DPMSolverPP2M("heun"),
+        lambda: DPMSolverPP2S("heun"),
+        lambda: DPMSolverPP3M("third"),
+        lambda: DEIS(3, "lambda"),
+        lambda: VAB(0),
         lambda: SDEDPMSolverPP2M(-0.1),
         lambda: LMS(5),
         lambda: DEIS(0),
