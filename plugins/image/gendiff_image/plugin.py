@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -10,7 +10,7 @@ from pydantic import Field
 
 from gendiff import hookimpl
 from gendiff.errors import ConfigError
-from gendiff.modality import DataReport, Given, Measure, Modality, Request, Section
+from gendiff.modality import DataReport, Features, Given, Measure, Modality, Request, Section
 
 if TYPE_CHECKING:
     from torch import nn
@@ -254,6 +254,19 @@ class ImageModality(Modality):
 
         labels = None if samples.cond is None else samples.cond["label"]
         return metrics.measure(data.reference(config, facts), samples.x, labels, cache, seed)
+
+    def features(
+        self,
+        config: ImageConfig,
+        facts: Mapping[str, Any],
+        batches: Iterable[Batch],
+        cache: Path,
+        seed: int,
+    ) -> Features:
+        """Those of a small network, see :func:`gendiff_image.metrics.features`."""
+        from gendiff_image import data, metrics
+
+        return metrics.features(data.reference(config, facts), batches, cache, seed)
 
 
 def _class_number(entry: Any, names: Sequence[str]) -> int:
