@@ -320,6 +320,37 @@ def evaluate(
     click.echo(f"written to {model.run.folder / 'evaluation.json'}")
 
 
+@main.command()
+@click.argument("suite", metavar="SUITE.yaml", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for table, JSON and plot.  [default: runs/benchmark/SUITE]",
+)
+@click.option("--device", help="In place of the runs': cpu, cuda, …")
+def benchmark(suite: Path, out: Path | None, device: str | None) -> None:
+    """Compare samplers and network calls over modalities; the same command again goes on.
+
+    \b
+    gendiff benchmark configs/benchmark/default.yaml
+    """
+    from gendiff import benchmark as comparing
+    from gendiff import console, runs
+
+    out = out or Path("runs") / "benchmark" / suite.stem
+    cells = comparing.benchmark(suite, out, device)
+    if not cells:
+        return
+    text = comparing.table(cells)
+    runs.write_atomically(out / "results.md", text)
+    click.echo(text)
+    try:
+        click.echo(f"plot: {comparing.plot(cells, out / 'pareto.png')}")
+    except GendiffError as error:
+        console.warn(str(error))
+    click.echo(f"results: {out / 'results.json'}")
+
+
 @main.command("fit-grid")
 @_sampling
 @click.option(

@@ -65,7 +65,7 @@ def evaluate(
         "guide": None if model.guide is None else model.guide.name,
         "network_calls": model.calls(settings),
         "measures": [asdict(measure) for measure in measures],
-        "verdicts": [asdict(verdict) for verdict in metrics.verdicts(measures)],
+        "verdicts": [asdict(verdict) for verdict in metrics.verdicts(measures, n)],
         "heldout_loss_by_log_snr": heldout_loss(model),
     }
     if items:
@@ -110,8 +110,7 @@ def reals(run: Run, cache: Path, seed: int) -> Reals:
 
 
 def _features(run: Run, batches: Iterable[Batch], cache: Path, seed: int) -> Features:
-    with torch.no_grad():
-        return run.modality.features(run.section, run.facts, batches, cache, seed)
+    return run.modality.features(run.section, run.facts, batches, cache, seed)
 
 
 def show(result: dict[str, Any]) -> None:
@@ -127,7 +126,9 @@ def show(result: dict[str, Any]) -> None:
     console.table("", [*header, "definition, reference set and counts"], rows)
     for verdict in result["verdicts"]:
         console.say(f"verdict: {verdict['name']}: {verdict['text']}")
-    if not result["verdicts"]:
+    if result["samples"] < metrics.FEWEST:
+        console.say(f"verdict: none of fewer than {metrics.FEWEST} samples")
+    elif not result["verdicts"]:
         console.say("verdict: neither untrained, nor collapsed, nor memorised")
     loss = "  ".join(f"{k}: {v:.4f}" for k, v in result["heldout_loss_by_log_snr"].items())
     console.say(f"held-out loss by log-SNR: {loss}")

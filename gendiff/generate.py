@@ -28,6 +28,7 @@ from gendiff.modality import Given, Property, Request
 from gendiff.noise import Streams
 from gendiff.runs import Run
 from gendiff.samplers import State, make_table, start, states
+from gendiff.schedules import Schedule
 from gendiff.spaces import Batch, join
 from gendiff.steering import Matched
 
@@ -129,10 +130,7 @@ class Model:
 
     def calls(self, settings: SampleConfig, wish: Wish = Wish()) -> int:
         """Network calls for each sample."""
-        schedule = self.denoiser.schedule
-        table = make_table(settings.sampler, schedule, self.times(settings, wish))
-        stages = [stage for step in table for stage in step.stages]
-        return sum(settings.guidance.calls(schedule, stage.t) for stage in stages)
+        return network_calls(settings, self.denoiser.schedule, self.times(settings, wish))
 
     def trajectories(
         self, ids: Sequence[int], settings: SampleConfig, seed: int, wish: Wish
@@ -287,6 +285,13 @@ def _blocks(
             first = ids[start] // BLOCK * BLOCK
             yield list(range(first, first + BLOCK)), list(ids[start:i])
             start = i
+
+
+def network_calls(settings: SampleConfig, schedule: Schedule, times: list[float]) -> int:
+    """Network calls for each sample, those of guidance among them."""
+    table = make_table(settings.sampler, schedule, times)
+    stages = [stage for step in table for stage in step.stages]
+    return sum(settings.guidance.calls(schedule, stage.t) for stage in stages)
 
 
 def make_denoiser(run: Run, network: nn.Module) -> Denoiser:

@@ -122,6 +122,20 @@ def _distances(points: Tensor, others: Tensor) -> Iterator[Tensor]:
 # --- samples beside data -------------------------------------------------------------------------
 
 
+class Floors(NamedTuple):
+    """What real data reach, to be found once for any number of sets of as many samples.
+
+    Args:
+        figures: Each figure of training items in the samples' place, mean of several sets.
+        copy_distance: Nearer to a training item a sample is a copy.
+        median: The median distance of a held-out item to the nearest training item.
+    """
+
+    figures: Mapping[str, float]
+    copy_distance: float
+    median: float
+
+
 class Parts(NamedTuple):
     """What the figures of M samples are sums of; kept, as every resample is made of the same.
 
@@ -130,14 +144,12 @@ class Parts(NamedTuple):
         found: Whether each sample's ball holds each reference point, (M, N).
         held: Whether each reference point's ball holds each sample, (M, N).
         apart: Distances between samples, (M, M).
-        copied: Whether each sample is nearer to a training item than held-out items are, (M',).
     """
 
     precise: Tensor
     found: Tensor
     held: Tensor
     apart: Tensor
-    copied: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,83 +168,69 @@ class Reals:
     about: str
     seed: int
 
-    @property
-    def enough(self) -> bool:
-        """Whether anything can be compared with them."""
-        return min(len(self.held_out), len(self.train)) >= 2
-
-    def copy_distance(self) -> tuple[float, Tensor]:
-        """Below what distance to a training item a sample is a copy; and the held-out items'."""
-        known = nearest_distance(self.held_out, self.train)
-        return float(known.double().quantile(COPY_QUANTILE)), known
-
-    def parts(self, fake: Tensor, copy_distance: float = 0.0) -> Parts:
-        """What the figures of samples (M, F) are made of."""
-        reference, few = _thinned(self.held_out), _thinned(fake)
-        return Parts(
-            inside(reference, few, NEAREST[0]).any(1),
-            inside(few, reference, NEAREST[0]).T,
-            inside(reference, few, NEAREST[1]),
-            torch.cat(list(_distances(few, few))),
-            nearest_distance(fake, self.train) < copy_distance,
-        )
-
-    def floors(self, count: int) -> dict[str, float]:
-        """The figures of ``count`` training items in the samples' place, mean of several sets."""
+    def floors(self, count: int) -> Floors | None:
+        """What ``count`` training items reach in the samples' place; None if there are too few."""
+        if min(count, len(self.held_out), len(self.train)) < 2:
+            return None
         gen = generator("floor", self.seed)
-        found: list[dict[str, float]] = []
+        found = []
         for _ in range(DRAWS):
             draw = self.train[torch.randperm(len(self.train), generator=gen)[:count]]
-            found.append(_values(self.parts(draw), torch.ones(1, len(_thinned(draw)))))
-            found[-1]["frechet_distance"] = frechet_distance(self.held_out, draw)
+            found.append(self._figures(draw, self._parts(draw)))
         means = {name: sum(one[name] for one in found) / DRAWS for name in found[0]}
-        return means | {"training_copies": COPY_QUANTILE}
+        known = nearest_distance(self.held_out, self.train).double()
+        near = float(known.quantile(COPY_QUANTILE))
+        return Floors(means | {"training_copies": COPY_QUANTILE}, near, float(known.median()))
 
-    def measures(self, fake: Tensor, floors: Mapping[str, float] | None = None) -> list[Measure]:
-        """All figures of samples (M, F) beside their floors; none if there are fewer than two.
-
-        ``floors`` spares finding them again for the same number of samples.
-        """
-        if len(fake) < 2 or not self.enough:
+    def measures(self, fake: Tensor, floors: Floors | None = None) -> list[Measure]:
+        """All figures of samples (M, F) beside their floors; none where there are none."""
+        floors = floors or self.floors(len(fake))
+        if floors is None:
             return []
         fake = fake.nan_to_num(0.0, 1e4, -1e4).clamp(-1e4, 1e4)  # what diverged is far away
-        floors = self.floors(len(fake)) if floors is None else floors
-        limit, known = self.copy_distance()
-        parts = self.parts(fake, limit)
-        values = _values(parts, torch.ones(1, len(parts.precise)))
-        values["frechet_distance"] = frechet_distance(self.held_out, fake)
-        values["training_copies"] = float(parts.copied.double().mean())
-        errors = self.errors(fake, parts)
-        medians = [float(d.median()) for d in (nearest_distance(fake, self.train), known)]
-        notes = self._notes(len(fake), limit, medians)
+        parts, gaps = self._parts(fake), nearest_distance(fake, self.train)
+        copies = float((gaps < floors.copy_distance).double().mean())
+        values = self._figures(fake, parts) | {"training_copies": copies}
+        errors = self._errors(fake, parts)
+        errors["training_copies"] = math.sqrt(copies * (1 - copies) / len(fake))
+        notes = self._notes(len(fake), floors, float(gaps.median()))
         return [
-            Measure(name, values[name], better, floors[name], notes[name], errors[name])
+            Measure(name, values[name], better, floors.figures[name], notes[name], errors[name])
             for name, better in BETTER.items()
         ]
 
-    def errors(self, fake: Tensor, parts: Parts) -> dict[str, float]:
+    def _parts(self, fake: Tensor) -> Parts:
+        reference, few = _thinned(self.held_out), _thinned(fake)
+        return Parts(
+            inside(reference, few, NEAREST[0]).any(1).float(),
+            inside(few, reference, NEAREST[0]).T.float(),
+            inside(reference, few, NEAREST[1]).float(),
+            torch.cat(list(_distances(few, few))),
+        )
+
+    def _figures(self, fake: Tensor, parts: Parts) -> dict[str, float]:
+        once = torch.ones(1, len(parts.precise))
+        values = {name: float(value) for name, value in _resampled(parts, once).items()}
+        return values | {"frechet_distance": frechet_distance(self.held_out, fake)}
+
+    def _errors(self, fake: Tensor, parts: Parts) -> dict[str, float]:
         """The bootstrap's standard errors.
 
         The balls of recall keep their radii: a sample that is drawn twice is no neighbour.
         """
         gen = generator("bootstrap", self.seed)
-        few = len(parts.precise)
-        counts = torch.zeros(RESAMPLES, few)
+        few, every = len(parts.precise), len(fake)
         drawn = torch.randint(few, (RESAMPLES, few), generator=gen)
-        counts.scatter_add_(1, drawn, torch.ones(RESAMPLES, few))
-        spreads = {name: _spread(v, few, len(fake)) for name, v in _resampled(parts, counts)}
+        counts = torch.zeros(RESAMPLES, few).scatter_add_(1, drawn, torch.ones(RESAMPLES, few))
+        scale = math.sqrt(few / every)  # of as many samples as there are
+        spreads = {k: scale * float(v.std()) for k, v in _resampled(parts, counts).items()}
         distances = [
-            frechet_distance(
-                self.held_out, fake[torch.randint(len(fake), (len(fake),), generator=gen)]
-            )
+            frechet_distance(self.held_out, fake[torch.randint(every, (every,), generator=gen)])
             for _ in range(RESAMPLES)
         ]
-        spreads["frechet_distance"] = float(torch.tensor(distances, dtype=torch.float64).std())
-        share = float(parts.copied.double().mean())  # of a mean the bootstrap's limit is known
-        spreads["training_copies"] = math.sqrt(share * (1 - share) / len(fake))
-        return spreads
+        return spreads | {"frechet_distance": float(torch.tensor(distances).std())}
 
-    def _notes(self, count: int, limit: float, medians: Sequence[float]) -> dict[str, str]:
+    def _notes(self, count: int, floors: Floors, median: float) -> dict[str, str]:
         """Definition, reference set and counts of each figure."""
         near, near5 = NEAREST
         held_out, train = len(self.held_out), len(self.train)
@@ -244,16 +242,16 @@ class Reals:
             "frechet_distance": "distance of the fitted normal distributions",
             "precision": f"share of samples in the held-out items' manifold, k={near}",
             "recall": f"share of held-out items in the samples' manifold, k={near}",
-            "density": f"balls of held-out items that hold a sample, over k={near5}",
+            "density": f"held-out items' balls that hold a sample, over k={near5}",
             "coverage": f"share of the held-out items' balls that hold a sample, k={near5}",
-            "pairwise_distance": "mean distance of two samples: too far as wrong as too near",
+            "pairwise_distance": "mean distance of two samples; above real data's is no merit",
         }
         notes = {k: f"{v}; {self.about}; {counts}, {floor}" for k, v in what.items()}
         notes["training_copies"] = (
             f"share of samples nearer to a training item than {1 - COPY_QUANTILE:.0%} of "
-            f"{held_out} held-out items are, {limit:.4g}; median distance {medians[0]:.4g}, of "
-            f"held-out items {medians[1]:.4g}; {self.about}; {count} samples against {train} "
-            "training items, floor: by definition"
+            f"{held_out} held-out items are, which is {floors.copy_distance:.4g}; median distance "
+            f"{median:.4g}, of held-out items {floors.median:.4g}; {self.about}; {count} samples "
+            f"against {train} training items, floor: by definition"
         )
         return notes
 
@@ -264,27 +262,23 @@ def _thinned(points: Tensor) -> Tensor:
     return points[torch.arange(count) * len(points) // count]
 
 
-def _values(parts: Parts, counts: Tensor) -> dict[str, float]:
-    return {name: float(value[0]) for name, value in _resampled(parts, counts)}
-
-
-def _resampled(parts: Parts, counts: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Each figure (R,) of R sets that hold each sample so often as ``counts`` (R, M) says."""
+def _resampled(parts: Parts, counts: Tensor) -> dict[str, Tensor]:
+    """Figures (R,) of R sets that hold each sample so often as ``counts`` (R, M) says."""
     size = counts.shape[1]
-    yield "precision", counts @ parts.precise.float() / size
-    yield "recall", (counts @ parts.found.float() > 0).float().mean(1)
-    yield "density", counts @ parts.held.float().sum(1) / (size * NEAREST[1])
-    yield "coverage", (counts @ parts.held.float() > 0).float().mean(1)
     pairs = ((counts @ parts.apart) * counts).sum(1)
-    yield "pairwise_distance", pairs / (size * (size - 1))
-
-
-def _spread(values: Tensor, few: int, count: int) -> float:
-    """Standard deviation, of as many samples as there are."""
-    return float(values.double().std()) * math.sqrt(few / count)
+    return {
+        "precision": counts @ parts.precise / size,
+        "recall": (counts @ parts.found > 0).double().mean(1),
+        "density": counts @ parts.held.sum(1) / (size * NEAREST[1]),
+        "coverage": (counts @ parts.held > 0).double().mean(1),
+        "pairwise_distance": pairs / (size * (size - 1)),
+    }
 
 
 # --- verdicts ------------------------------------------------------------------------------------
+
+
+FEWEST = 20  # samples from which on there is a verdict
 
 
 @dataclass(frozen=True)
@@ -293,16 +287,60 @@ class Verdict:
 
     Args:
         name: ``"untrained"``, ``"collapsed"`` or ``"memorised"``.
-        text: Why, with the figure and its threshold.
+        text: Why, with the figures and their thresholds.
     """
 
     name: str
     text: str
 
 
-def verdicts(measures: Sequence[Measure]) -> list[Verdict]:
-    """What is plainly wrong with samples; none where nothing is."""
-    return []
+def verdicts(measures: Sequence[Measure], count: int) -> list[Verdict]:
+    """What is plainly wrong with ``count`` samples; nothing where they are fewer than ``FEWEST``.
+
+    The thresholds are of what real data reach in the samples' place, the floors, and a figure
+    must pass them by two standard errors.
+
+    - *untrained*: few samples are where data are: density below half of its floor and precision
+      below three quarters. Samples that repeat one item can have a low density, but are precise.
+    - *collapsed*: the samples are alike, their mean distance below half of its floor; or they are
+      where data are and yet cover less than half of what real data cover.
+    - *memorised*: over five times as many samples as held-out items are near to training items.
+    """
+    figures = {measure.name: measure for measure in measures}
+    if count < FEWEST or not BETTER.keys() <= figures.keys():
+        return []
+
+    def below(name: str, share: float) -> str | None:
+        """The figure in words, where it is below a share of its floor."""
+        m = figures[name]
+        assert m.floor is not None
+        assert m.error is not None
+        if m.value + 2 * m.error >= share * m.floor:
+            return None
+        text = f"{name} {m.value:.3g} is below {share * m.floor:.3g}, "
+        return text + f"{share:.0%} of the real data's {m.floor:.3g}"
+
+    found = []
+    density, precision = below("density", 0.5), below("precision", 0.75)
+    untrained = density is not None and precision is not None
+    if untrained:
+        text = f"the samples are not like the data: {density}; {precision}"
+        found.append(Verdict("untrained", text))
+    spread, covered = below("pairwise_distance", 0.5), below("coverage", 0.5)
+    if spread is not None:
+        found.append(Verdict("collapsed", f"the samples are alike: {spread}"))
+    elif covered is not None and not untrained:
+        text = f"the samples are of a small part of the data: {covered}"
+        found.append(Verdict("collapsed", text))
+    copies = figures["training_copies"]
+    limit = 5 * COPY_QUANTILE
+    if copies.error is not None and copies.value - 2 * copies.error > limit:
+        text = (
+            f"the samples are copies of training items: training_copies {copies.value:.3g} is "
+            f"above {limit:.3g}, 5 times the held-out items' {COPY_QUANTILE:.3g}"
+        )
+        found.append(Verdict("memorised", text))
+    return found
 
 
 # --- features ------------------------------------------------------------------------------------
