@@ -28,7 +28,7 @@ DEVELOPMENT = [
 
 
 class Extras(MetadataHookInterface):
-    """One extra for each folder in plugins/, ``all`` of them, and ``dev``."""
+    """One extra for each folder in plugins/, ``all`` of them, ``dev`` and ``plot``."""
 
     def update(self, metadata: dict[str, Any]) -> None:
         plugins = sorted(path.parent for path in Path(self.root).glob("plugins/*/pyproject.toml"))
@@ -38,4 +38,6 @@ class Extras(MetadataHookInterface):
             for path in plugins
         }
         everything = [requirement for extra in extras.values() for requirement in extra]
-        metadata["optional-dependencies"] = extras | {"all": everything, "dev": DEVELOPMENT}
+        plot = ["matplotlib>=3.8"]  # of 'gendiff benchmark'
+        others = {"all": everything, "dev": DEVELOPMENT, "plot": plot}
+        metadata["optional-dependencies"] = extras | others

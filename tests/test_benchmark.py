@@ -166,7 +166,9 @@ def test_peak_memory_is_that_of_the_block() -> None:
 
 def test_a_suite_s_files_are_seen_from_its_folder(suite: Path, tmp_path: Path) -> None:
     (tmp_path / "part.yaml").write_text("train: {steps: 7}")
-    suite.write_text(suite.read_text().replace("train.steps: 30, ", "") + "    config: [part.yaml]")
+    suite.write_text(
+        suite.read_text().replace("train.steps: 30, ", "") + "    config: [part.yaml]"
+    )
     plan = benchmark.plans(benchmark.read(suite), suite)[1]
     assert plan.config.train.steps == 5  # overrides are over files
     text = suite.read_text().replace(", train.steps: 5", "")
