@@ -306,7 +306,10 @@ def _make_folder(path: Path) -> None:
 def evaluate(
     folder: Path, count: int | None, items: int | None, ode_steps: int, **options: Any
 ) -> None:
-    """Judge a run: the modality's metrics beside real data, and the held-out loss."""
+    """Judge a run: figures beside those of real data, a verdict, and the held-out loss.
+
+    The verdict says whether samples look untrained, collapsed to a part of the data, or memorised.
+    """
     from gendiff import evaluate as judging
     from gendiff import runs
 

@@ -61,6 +61,7 @@ def evaluate(
         "step": model.step,
         "samples": n,
         "seed": seed,
+        "resamples": metrics.RESAMPLES,
         "sampling": settings.model_dump(mode="json"),
         "guide": None if model.guide is None else model.guide.name,
         "network_calls": model.calls(settings),
@@ -136,7 +137,8 @@ def show(result: dict[str, Any]) -> None:
         console.say(_likelihood_line(result["heldout_likelihood"]))
     console.say(
         f"{result['samples']} samples, seed {result['seed']}, step {result['step']}, "
-        f"{result['network_calls']} network calls each"
+        f"{result['network_calls']} network calls each; ±: standard error, by "
+        f"{result['resamples']} resamples of the samples or, for the modality's own, by formula"
     )
 
 
