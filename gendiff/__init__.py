@@ -31,6 +31,7 @@ _HOME = {
     "Request": "gendiff.modality",
     "Given": "gendiff.modality",
     "Property": "gendiff.modality",
+    "Features": "gendiff.modality",
     "Measure": "gendiff.modality",
     "Denoiser": "gendiff.denoiser",
     "Objective": "gendiff.objective",

@@ -95,18 +95,15 @@ def judge(run: Run, samples: Batch, cache: Path, seed: int) -> list[Measure]:
 def reals(run: Run, cache: Path, seed: int) -> Reals:
     """The real data of a run as features, to compare samples with."""
     modality, section, facts = run.modality, run.section, run.facts
-    chosen = {"test": modality.reference(section, facts)}
-    data: Any = modality.dataset(section, facts, "train")
-    chosen["train"] = range(len(data))
     collate = partial(modality.collate, section, facts)
     found = {}
     for split, limit in LIMITS.items():
-        numbers = chosen[split]
+        data: Any = modality.dataset(section, facts, split)
+        numbers = modality.reference(section, facts) if split == "test" else range(len(data))
         count = min(len(numbers), limit)
         keys = [(numbers[i * len(numbers) // count], 0) for i in range(count)]
         order = [keys[i : i + 256] for i in range(0, count, 256)]
-        batches = loader(modality.dataset(section, facts, split), collate, order)
-        found[split] = _features(run, batches, cache, seed)
+        found[split] = _features(run, loader(data, collate, order), cache, seed)
     return Reals(found["test"].values, found["train"].values, found["test"].about, seed)
 
 

@@ -66,8 +66,7 @@ def measure(
     test, real = (_recordings(config, facts, split) for split in ("test", "train"))
     if len(made) < 2 or len(test) < 4 or len(real) < 2:
         return []
-    told, reference = (test.select(ids) for ids in _dealt(facts, test))
-    network = _network(facts, told, cache, seed)
+    network, told, reference = _listener(facts, test, cache, seed)
     like = real.select(_stand_ins(real, made, generator("like", seed)))
     measures = [] if network is None else _accuracies(network, told, reference, like, made)
     # Where texts are not repeated no half can stand in for the other, so all are the reference.
@@ -86,8 +85,7 @@ def features(
     Where there is nothing to recognise, mean and deviation of 13 mel cepstra over time, (N, 26).
     """
     test = _recordings(config, facts, "test")
-    told = test.select(_dealt(facts, test)[0])
-    network = _network(facts, told, cache, seed)
+    network, told, _ = _listener(facts, test, cache, seed)
     mels = (_samples(batch).mels for batch in batches)
     if network is None:
         about = "mean and deviation of 13 mel cepstra over time"
@@ -112,15 +110,20 @@ def _dealt(facts: Mapping[str, Any], test: Recordings) -> tuple[list[int], list[
     return _halves(_keys(test) if facts["texts"] else test.speaker.tolist())
 
 
-def _network(
-    facts: Mapping[str, Any], told: Recordings, cache: Path, seed: int
-) -> Recogniser | None:
-    """The recogniser; None where there is nothing to recognise."""
+def _listener(
+    facts: Mapping[str, Any], test: Recordings, cache: Path, seed: int
+) -> tuple[Recogniser | None, Recordings, Recordings]:
+    """The recogniser, the held-out recordings that it heard, and those that it did not.
+
+    There is no recogniser of data with one speaker and no texts that repeat.
+    """
     texts, speakers = len(facts["texts"]), len(facts["speakers"])
+    told, reference = (test.select(ids) for ids in _dealt(facts, test))
     heads = [_told_apart(told.text) * texts, _told_apart(told.speaker) * speakers]
-    if max(heads) <= 1:
-        return None
-    return recogniser(cache, str(facts["digest"]), told, heads[0], heads[1], seed)
+    network = None
+    if max(heads) > 1:
+        network = recogniser(cache, str(facts["digest"]), told, heads[0], heads[1], seed)
+    return network, told, reference
 
 
 def _samples(batch: Batch) -> Recordings:
