@@ -459,15 +459,16 @@ def plot(cells: Sequence[Mapping[str, Any]], path: Path) -> Path:
     panels = figure.subplots(1, max(1, len(groups)), sharey=True, squeeze=False)[0]
     for panel, (modality, curves) in zip(panels, groups.items(), strict=False):
         every = [point for points in curves.values() for point in points]
-        ticks = sorted({calls for calls, *_ in every})
+        ticks: list[int] = []
+        for calls in sorted({calls for calls, *_ in every}):
+            if not ticks or calls > 1.15 * ticks[-1]:  # labels must not touch
+                ticks.append(calls)
         for number, (name, points) in enumerate(curves.items()):
-            calls, ratios, errors = zip(*sorted(points), strict=True)
+            at, ratios, errors = zip(*sorted(points), strict=True)
             color = f"C{number}"
             low = [min(error, 0.9 * r) for r, error in zip(ratios, errors, strict=True)]
-            panel.errorbar(
-                calls, ratios, [low, errors], color=color, capsize=2, label=name, lw=1.2
-            )
-            for c, r in zip(calls, ratios, strict=True):
+            panel.errorbar(at, ratios, [low, errors], color=color, capsize=2, label=name, lw=1.2)
+            for c, r in zip(at, ratios, strict=True):
                 best = not any((d <= c and q < r) or (d < c and q <= r) for d, q, _ in every)
                 panel.plot(c, r, "o", ms=7, mec=color, mfc=color if best else "white", zorder=3)
         panel.axhline(1, color="0.5", ls="--", lw=1)

@@ -303,7 +303,7 @@ def verdicts(measures: Sequence[Measure], count: int) -> list[Verdict]:
     - *untrained*: few samples are where data are: density below half of its floor and precision
       below three quarters. Samples that repeat one item can have a low density, but are precise.
     - *collapsed*: the samples are alike, their mean distance below half of its floor; or they are
-      where data are and yet cover less than half of what real data cover.
+      where data are and yet cover less than half of what real data cover, or recall less.
     - *memorised*: over five times as many samples as held-out items are near to training items.
     """
     figures = {measure.name: measure for measure in measures}
@@ -326,7 +326,10 @@ def verdicts(measures: Sequence[Measure], count: int) -> list[Verdict]:
     if untrained:
         text = f"the samples are not like the data: {density}; {precision}"
         found.append(Verdict("untrained", text))
-    spread, covered = below("pairwise_distance", 0.5), below("coverage", 0.5)
+    spread, covered = (
+        below("pairwise_distance", 0.5),
+        below("coverage", 0.5) or below("recall", 0.5),
+    )
     if spread is not None:
         found.append(Verdict("collapsed", f"the samples are alike: {spread}"))
     elif covered is not None and not untrained:

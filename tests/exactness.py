@@ -783,6 +783,7 @@ def compared(e: SimpleNamespace) -> None:
         ({"pairwise_distance": 0.47}, ["collapsed"]),
         ({"pairwise_distance": 0.49}, []),
         ({"coverage": 0.47}, ["collapsed"]),
+        ({"recall": 0.47}, ["collapsed"]),
         ({"coverage": 0.49}, []),
         ({"training_copies": 0.28}, ["memorised"]),
         ({"training_copies": 0.26}, []),
