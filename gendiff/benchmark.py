@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from gendiff import checkpoint, config, console, evaluate, generate, metrics, plugins, runs
 from gendiff import train as training
 from gendiff.config import RunConfig, SampleConfig
-from gendiff.errors import ConfigError, GendiffError, SamplingError
+from gendiff.errors import CheckpointError, ConfigError, GendiffError, RunError, SamplingError
 from gendiff.generate import Model
 from gendiff.metrics import Floors, Reals
 from gendiff.modality import Measure, Modality, Section
@@ -45,13 +45,22 @@ class Sampling(Section):
 class Entry(Section):
     """A run, and what of the suite is otherwise for it; null: as in the suite."""
 
-    modality: str = Field(description="what to generate")
+    modality: str | None = Field(None, description="what to generate, by a run that is made")
+    run: str | None = Field(None, description="a trained run, seen from the suite's folder")
     config: tuple[str, ...] = Field((), description="YAML files, seen from the suite's folder")
     overrides: dict[str, Any] = Field({}, description="configuration over these: train.steps: 400")
     samples: Count | None = Field(None, description="samples of a cell")
     samplers: tuple[Sampling, ...] | None = Field(None, description="ways to sample")
     calls: tuple[Calls, ...] | None = Field(None, description="network calls of a sample, at most")
     guidance: tuple[Any, ...] | None = Field(None, description="scales or parts of guidance")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Entry:
+        if (self.modality is None) == (self.run is None):
+            raise ValueError("either modality or run is needed")
+        if self.run is not None and (self.config or self.overrides):
+            raise ValueError("a trained run takes neither config nor overrides")
+        return self
 
 
 class Suite(Section):
@@ -121,10 +130,18 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run and its cells."""
+    """A run and its cells.
+
+    Args:
+        modality: What it generates.
+        config: What it is made from.
+        folder: Where it is, if it is to be taken as it is.
+        cells: Ways to sample from it.
+    """
 
     modality: Modality
     config: RunConfig
+    folder: Path | None
     cells: tuple[Cell, ...]
 
 
@@ -139,22 +156,19 @@ def plans(suite: Suite, path: Path, device: str | None = None) -> list[Plan]:
         where = f"{path}, entries.{number}"
         try:
             found.append(_plan(suite, entry, path, device))
-        except (ConfigError, SamplingError) as error:
+        except (ConfigError, SamplingError, RunError, CheckpointError) as error:
             lines = str(error).splitlines()
             raise ConfigError("\n".join(f"{line} ({where})" for line in lines)) from None
     return found
 
 
 def _plan(suite: Suite, entry: Entry, path: Path, device: str | None) -> Plan:
-    modality = plugins.modality(entry.modality)
-    layers = [("the suite", {"name": f"benchmark-{path.stem}"})]
-    layers += [("overrides", config.nested(k, v)) for k, v in entry.overrides.items()]
-    if device is not None:
-        layers.append(("--device", {"device": device}))
-    files = [path.parent / name for name in entry.config]
-    resolved = config.resolve_layers(modality, files, layers)
+    modality, resolved, folder = _source(entry, path, device)
+    step = resolved.train.steps if folder is None else _trained(folder / "checkpoints")
+    if not step:
+        raise CheckpointError(f"{folder} has no checkpoint yet. Run 'gendiff train' first")
     base = config.dump(resolved)
-    place = generate.pick_device(resolved.device, resolved.threads).type
+    place = generate.pick_device(device or resolved.device, resolved.threads).type
     told = {k: v for k, v in config.flatten(base).items() if k not in config.VOLATILE}
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
     cells = []
@@ -172,6 +186,7 @@ def _plan(suite: Suite, entry: Entry, path: Path, device: str | None) -> Plan:
                     "modality": modality.name,
                     "run": resolved.name,
                     "config": digest,
+                    "step": step,
                     "sampling": fitted.model_dump(mode="json", exclude={"preview"}),
                     "samples": count,
                     "seed": suite.seed,
@@ -179,7 +194,30 @@ def _plan(suite: Suite, entry: Entry, path: Path, device: str | None) -> Plan:
                 }
                 cells.append(Cell(fitted, calls, count, key))
     unlike = {json.dumps(cell.key): cell for cell in cells}  # 9 and 10 calls of Heun are one
-    return Plan(modality, resolved, tuple(unlike.values()))
+    return Plan(modality, resolved, folder, tuple(unlike.values()))
+
+
+def _trained(checkpoints: Path) -> int:
+    """The step of the newest whole checkpoint; 0 if there is none."""
+    path = checkpoint.newest(checkpoints, console.warn)
+    return 0 if path is None else int(path.name.removeprefix("step-"))
+
+
+def _source(
+    entry: Entry, path: Path, device: str | None
+) -> tuple[Modality, RunConfig, Path | None]:
+    """Modality and configuration of an entry, and the folder of a run that is trained already."""
+    if entry.run is not None:
+        run = runs.load(path.parent / entry.run)
+        return run.modality, run.config, run.folder
+    assert entry.modality is not None
+    modality = plugins.modality(entry.modality)
+    layers = [("the suite", {"name": f"benchmark-{path.stem}"})]
+    layers += [("overrides", config.nested(k, v)) for k, v in entry.overrides.items()]
+    if device is not None:
+        layers.append(("--device", {"device": device}))
+    files = [path.parent / name for name in entry.config]
+    return modality, config.resolve_layers(modality, files, layers), None
 
 
 def _within(resolved: RunConfig, settings: SampleConfig, most: int) -> SampleConfig:
@@ -270,13 +308,14 @@ def _known(path: Path) -> dict[str, dict[str, Any]]:
 
 def _model(plan: Plan, device: str | None) -> Model | None:
     """The plan's run, trained to its end; None if that was stopped on request."""
+    if plan.folder is not None:
+        return generate.load(plan.folder, device)
     report = plan.modality.prepare(getattr(plan.config, plan.modality.name))
     console.say(f"{plan.modality.name}: {report.summary}")
     for line in report.warnings:
         console.warn(line)
     run = runs.start(plan.modality, plan.config, report.facts)
-    path = checkpoint.newest(run.checkpoints, console.warn)
-    done = path is not None and path.name == f"step-{plan.config.train.steps:08d}"
+    done = _trained(run.checkpoints) == plan.config.train.steps
     if not done and not training.train(run):
         return None
     return generate.load(run.folder, device)
@@ -304,7 +343,6 @@ def _measured(
         "seconds_per_sample": seconds / cell.samples,
         "peak_memory_mib": memory[0] if memory else None,
         "threads": torch.get_num_threads(),
-        "step": model.step,
     }
 
 
@@ -374,7 +412,7 @@ def table(cells: Sequence[Mapping[str, Any]]) -> str:
             lines.append("| " + " | ".join(_row(cell, figure)) + " |")
             key = cell["key"]
             name = f"{key['modality']} {figure['name']}"
-            notes.setdefault(name, f"{figure['note']}; seed {key['seed']}, step {cell['step']}")
+            notes.setdefault(name, f"{figure['note']}; seed {key['seed']}, step {key['step']}")
     lines += ["", *(f"- {name}: {note}" for name, note in notes.items())]
     return "\n".join(lines) + "\n"
 

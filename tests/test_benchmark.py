@@ -135,6 +135,25 @@ def test_a_wrong_suite_is_refused_before_anything_is_made(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_trained_run_is_taken_as_it_is(suite: Path, tmp_path: Path) -> None:
+    text = (
+        "samples: 20\ncalls: [2]\nentries: [{modality: toy, overrides: {out: %s, train.steps: 4}}]"
+    )
+    suite.write_text(text % tmp_path)
+    made = benchmark.benchmark(suite, tmp_path / "out")
+    suite.write_text("samples: 20\ncalls: [2]\nentries: [{run: toy/benchmark-small}]")
+    assert benchmark.benchmark(suite, tmp_path / "out") == made  # the cell is the same
+    for entry, part in (
+        ("{run: toy/none}", "toy/none is not a run"),
+        ("{run: toy/benchmark-small, modality: toy}", "either modality or run"),
+        ("{run: toy/benchmark-small, overrides: {name: x}}", "neither config nor overrides"),
+        ("{}", "either modality or run"),
+    ):
+        suite.write_text(f"samples: 20\ncalls: [2]\nentries: [{entry}]")
+        with pytest.raises(ConfigError, match=part):
+            benchmark.benchmark(suite, tmp_path / "out")
+
+
 def test_damaged_results_are_said(suite: Path, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text("[1")
     done = run(suite, tmp_path)
