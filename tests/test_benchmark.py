@@ -196,3 +196,14 @@ def test_a_suite_s_files_are_seen_from_its_folder(suite: Path, tmp_path: Path) -
     suite.write_text(text.replace("part.yaml", "parts.yaml"))
     with pytest.raises(ConfigError, match="parts.yaml: No such file"):
         benchmark.plans(benchmark.read(suite), suite)
+
+
+def test_the_default_suite_is_valid() -> None:
+    path = Path(__file__).parent.parent / "configs/benchmark/default.yaml"
+    suite = benchmark.read(path)
+    for entry in suite.entries:
+        pytest.importorskip(f"gendiff_{entry.modality}", reason="pip install -e '.[all]' first")
+    plans = benchmark.plans(suite, path, "cpu")
+    assert [plan.modality.name for plan in plans] == ["image", "speech", "molecule"]
+    assert [len(plan.cells) for plan in plans] == [12, 4, 6]
+    assert all(cell.calls <= 20 for plan in plans for cell in plan.cells)
