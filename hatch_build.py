@@ -30,7 +30,7 @@ REPORT = ["jinja2>=3.1", "plotly>=6"]
 
 
 class Extras(MetadataHookInterface):
-    """One extra for each folder in plugins/, ``report``, ``all`` and ``dev``.
+    """One extra for each folder in plugins/, ``report``, ``plot``, ``all`` and ``dev``.
 
     ``all`` has the modalities and the report; what observes every run is asked for by name.
     """
@@ -50,6 +50,7 @@ class Extras(MetadataHookInterface):
         ]
         metadata["optional-dependencies"] = extras | {
             "report": REPORT,
+            "plot": ["matplotlib>=3.8"],  # of 'gendiff benchmark'
             "all": modalities + REPORT,
             "dev": DEVELOPMENT + REPORT,
         }

@@ -328,21 +328,21 @@ def training_data() -> dict[str, Any]:
 
 
 def judge(path: Path, seed: int) -> dict[str, Any]:
-    """gendiff's image metrics of a file of samples."""
+    """gendiff's figures of a file of samples."""
     import torch
 
-    from gendiff import config, plugins
-    from gendiff.runs import cache_folder
+    from gendiff import config, evaluate, plugins
+    from gendiff.runs import Run, cache_folder
     from gendiff.spaces import Batch, Dense
 
     torch.set_num_threads(1)
     modality = plugins.modality("image")
-    section = getattr(config.resolve(modality), modality.name)
-    facts = modality.prepare(section).facts
+    resolved = config.resolve(modality)
+    facts = modality.prepare(getattr(resolved, modality.name)).facts
+    run = Run(path.parent, modality, resolved, facts)
     file = torch.load(path, weights_only=True)
     batch = Batch(file["x"], Dense(tuple(file["x"].shape)))
-    cache = cache_folder()
-    measures = {m.name: m for m in modality.metrics(section, facts, batch, cache, seed)}
+    measures = {m.name: m for m in evaluate.judge(run, batch, cache_folder(), seed)}
     distance = measures["frechet_distance"]
     floor = distance.floor or math.nan
     return {

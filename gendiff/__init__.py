@@ -31,6 +31,7 @@ _HOME = {
     "Request": "gendiff.modality",
     "Given": "gendiff.modality",
     "Property": "gendiff.modality",
+    "Features": "gendiff.modality",
     "Measure": "gendiff.modality",
     "Exhibit": "gendiff.modality",
     "Picture": "gendiff.modality",

@@ -365,7 +365,10 @@ def _make_folder(path: Path) -> None:
 def evaluate(
     folder: Path, count: int | None, items: int | None, ode_steps: int, **options: Any
 ) -> None:
-    """Judge a run: the modality's metrics beside real data, and the held-out loss."""
+    """Judge a run: figures beside those of real data, a verdict, and the held-out loss.
+
+    The verdict says whether samples look untrained, collapsed to a part of the data, or memorised.
+    """
     from gendiff import evaluate as judging
     from gendiff import runs
 
@@ -405,6 +408,37 @@ def report(
 
     path = telling.write(folders, out, count, seed, device)
     console.say(f"report: {path} ({path.stat().st_size / 2**20:.1f} MiB)")
+
+
+@main.command()
+@click.argument("suite", metavar="SUITE.yaml", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for table, JSON and plot.  [default: runs/benchmark/SUITE]",
+)
+@click.option("--device", help="In place of the runs': cpu, cuda, …")
+def benchmark(suite: Path, out: Path | None, device: str | None) -> None:
+    """Compare samplers and network calls over modalities; the same command again goes on.
+
+    \b
+    gendiff benchmark configs/benchmark/default.yaml
+    """
+    from gendiff import benchmark as comparing
+    from gendiff import console, runs
+
+    out = out or Path("runs") / "benchmark" / suite.stem
+    cells = comparing.benchmark(suite, out, device)
+    if not cells:
+        return
+    text = comparing.table(cells)
+    runs.write_atomically(out / "results.md", text)
+    click.echo(text)
+    try:
+        click.echo(f"plot: {comparing.plot(cells, out / 'pareto.png')}")
+    except GendiffError as error:
+        console.warn(str(error))
+    click.echo(f"results: {out / 'results.json'}")
 
 
 @main.command("fit-grid")

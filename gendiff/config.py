@@ -283,13 +283,24 @@ def resolve(
     Raises:
         ConfigError: A line for each problem, with the key, its source and a suggestion.
     """
-    layers: list[tuple[str, dict[str, Any]]] = [
+    layers = [("command line", parse_override(text)) for text in overrides]
+    return resolve_layers(modality, files, layers, base)
+
+
+def resolve_layers(
+    modality: Modality,
+    files: Sequence[Path],
+    more: Sequence[tuple[str, Mapping[str, Any]]],
+    base: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """As :func:`resolve`, with (source, plain data) over the files."""
+    layers: list[tuple[str, Mapping[str, Any]]] = [
         (f"{modality.name} defaults", dict(modality.defaults))
         if base is None
         else ("the run that it is based on", dict(base))
     ]
     layers += [(str(path), read_yaml(path)) for path in files]
-    layers += [("command line", parse_override(text)) for text in overrides]
+    layers += more
     merged: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for source, layer in layers:
@@ -307,7 +318,7 @@ def validate(
         return model.model_validate(data)
     except ValidationError as error:
         valid = list(_keys(model))
-        lines = [_line(problem, valid, sources or {}) for problem in error.errors()]
+        lines = [problem_line(problem, valid, sources or {}) for problem in error.errors()]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
 
 
@@ -357,9 +368,14 @@ def parse_override(text: str) -> dict[str, Any]:
         data = yaml.safe_load(value)
     except yaml.YAMLError:
         raise ConfigError(f"{key}: the value '{value}' is not valid YAML (command line)") from None
+    return nested(key, data)
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """A dotted key and its value as nested mappings."""
     for part in reversed(key.split(".")):
-        data = {part: data}
-    return data
+        value = {part: value}
+    return value  # type: ignore[no-any-return]
 
 
 def merge(base: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
@@ -451,7 +467,8 @@ def _message(problem: Any) -> str:
     return text if problem["type"] == "value_error" else f"{text}, got {problem['input']!r}"
 
 
-def _line(problem: Any, valid: Sequence[str], sources: Mapping[str, str]) -> str:
+def problem_line(problem: Any, valid: Sequence[str], sources: Mapping[str, str]) -> str:
+    """One of pydantic's problems as a line with the key, its source and a suggestion."""
     key = ".".join(str(part) for part in problem["loc"])
     # The source of the longest known key that this one continues, or that continues this one.
     related = [

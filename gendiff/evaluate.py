@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -11,15 +12,18 @@ from typing import Any
 
 import torch
 
-from gendiff import console
+from gendiff import console, metrics
 from gendiff.config import SampleConfig
 from gendiff.data import InOrder, loader
 from gendiff.generate import Model, make_objective
 from gendiff.likelihood import ode_log_likelihood
-from gendiff.modality import Measure
+from gendiff.metrics import Reals
+from gendiff.modality import Features, Measure
 from gendiff.noise import StepNoise, Streams, derive_seed
-from gendiff.runs import write_atomically
+from gendiff.runs import Run, write_atomically
 from gendiff.spaces import Batch, join
+
+LIMITS = {"test": 10_000, "train": 50_000}  # items of a split that samples are compared with
 
 
 def evaluate(
@@ -51,16 +55,17 @@ def evaluate(
         for batch in model.batches(list(range(n)), settings, seed):
             batches.append(batch.to("cpu"))
             bar(sum(b.space.batch_size for b in batches))
-    cache.mkdir(parents=True, exist_ok=True)
-    measures = run.modality.metrics(run.section, run.facts, join(batches), cache, seed)
+    measures = judge(run, join(batches), cache, seed)
     result = {
         "step": model.step,
         "samples": n,
         "seed": seed,
+        "resamples": metrics.RESAMPLES,
         "sampling": settings.model_dump(mode="json"),
         "guide": None if model.guide is None else model.guide.name,
         "network_calls": model.calls(settings),
         "measures": [asdict(measure) for measure in measures],
+        "verdicts": [asdict(verdict) for verdict in metrics.verdicts(measures, n)],
         "heldout_loss_by_log_snr": heldout_loss(model),
     }
     if items:
@@ -69,21 +74,67 @@ def evaluate(
     return result
 
 
+def judge(run: Run, samples: Batch, cache: Path, seed: int) -> list[Measure]:
+    """The figures of samples, the modality's headline first.
+
+    Args:
+        run: The run whose data they are compared with.
+        samples: The samples, on the CPU.
+        cache: Folder for what the metrics may keep.
+        seed: Names the choices of real data and the resamples.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    found = run.modality.metrics(run.section, run.facts, samples, cache, seed)
+    made = _features(run, [samples], cache, seed)
+    found += reals(run, cache, seed).measures(made.values)
+    order = {name: rank for rank, name in enumerate(run.modality.headline)}
+    return sorted(found, key=lambda measure: order.get(measure.name, len(order)))
+
+
+def reals(run: Run, cache: Path, seed: int) -> Reals:
+    """The real data of a run as features, to compare samples with."""
+    modality, section, facts = run.modality, run.section, run.facts
+    collate = partial(modality.collate, section, facts)
+    found = {}
+    for split, limit in LIMITS.items():
+        data: Any = modality.dataset(section, facts, split)
+        numbers = modality.reference(section, facts) if split == "test" else range(len(data))
+        count = min(len(numbers), limit)
+        keys = [(numbers[i * len(numbers) // count], 0) for i in range(count)]
+        order = [keys[i : i + 256] for i in range(0, count, 256)]
+        found[split] = _features(run, loader(data, collate, order), cache, seed)
+    return Reals(found["test"].values, found["train"].values, found["test"].about, seed)
+
+
+def _features(run: Run, batches: Iterable[Batch], cache: Path, seed: int) -> Features:
+    return run.modality.features(run.section, run.facts, batches, cache, seed)
+
+
 def show(result: dict[str, Any]) -> None:
     """Prints an evaluation as a table, with its conditions."""
     rows = []
     for data in result["measures"]:
         m = Measure(**data)
         floor = "" if m.floor is None else f"{m.floor:.4g}"
-        rows.append([m.name, f"{m.value:.4g}", floor, m.better, m.note])
-    console.table("", ["measure", "samples", "real data", "better", "definition"], rows)
+        error = "" if m.error is None else f" ± {m.error:.2g}"
+        seed = str(result["seed"])
+        rows.append([m.name, f"{m.value:.4g}{error}", floor, m.better, seed, m.note])
+    header = ["measure", "samples", "real data", "better", "seed"]
+    console.table("", [*header, "definition, reference set and counts"], rows)
+    for verdict in result["verdicts"]:
+        console.say(f"verdict: {verdict['name']}: {verdict['text']}")
+    if result["samples"] < metrics.FEWEST:
+        console.say(f"verdict: none of fewer than {metrics.FEWEST} samples")
+    elif not result["verdicts"]:
+        console.say("verdict: neither untrained, nor collapsed, nor memorised")
     loss = "  ".join(f"{k}: {v:.4f}" for k, v in result["heldout_loss_by_log_snr"].items())
     console.say(f"held-out loss by log-SNR: {loss}")
     if "heldout_likelihood" in result:
         console.say(_likelihood_line(result["heldout_likelihood"]))
     console.say(
         f"{result['samples']} samples, seed {result['seed']}, step {result['step']}, "
-        f"{result['network_calls']} network calls each"
+        f"{result['network_calls']} network calls each; ±: standard error, by "
+        f"{result['resamples']} resamples of the samples or, for the modality's own, by formula"
     )
 
 

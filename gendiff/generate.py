@@ -29,6 +29,7 @@ from gendiff.noise import Streams
 from gendiff.objective import Objective
 from gendiff.runs import Run
 from gendiff.samplers import State, adds_noise, make_table, sample, start, states
+from gendiff.schedules import Schedule
 from gendiff.spaces import Batch, Cond, Space, join
 from gendiff.steering import Matched
 
@@ -134,11 +135,11 @@ class Model:
 
     def calls(self, settings: DrawConfig, wish: Wish = Wish()) -> int:
         """Network calls for each sample."""
-        schedule = self.denoiser.schedule
-        table = make_table(settings.sampler, schedule, self.times(settings, wish))
-        stages = [stage for step in table for stage in step.stages]
-        own = len(stages) if wish.origin else 0
-        return own + sum(settings.guidance.calls(schedule, stage.t) for stage in stages)
+        schedule, times = self.denoiser.schedule, self.times(settings, wish)
+        own = 0
+        if wish.origin:
+            own = sum(len(step.stages) for step in make_table(settings.sampler, schedule, times))
+        return own + network_calls(settings, schedule, times)
 
     def trajectories(
         self, ids: Sequence[int], settings: SampleConfig, seed: int, wish: Wish
@@ -329,6 +330,13 @@ def _blocks(
             first = ids[start] // BLOCK * BLOCK
             yield list(range(first, first + BLOCK)), list(ids[start:i])
             start = i
+
+
+def network_calls(settings: DrawConfig, schedule: Schedule, times: list[float]) -> int:
+    """Network calls for each sample, those of guidance among them."""
+    table = make_table(settings.sampler, schedule, times)
+    stages = [stage for step in table for stage in step.stages]
+    return sum(settings.guidance.calls(schedule, stage.t) for stage in stages)
 
 
 def make_denoiser(run: Run, network: nn.Module) -> Denoiser:

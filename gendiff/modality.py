@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -101,6 +101,7 @@ class Measure:
         better: ``"lower"`` or ``"higher"``.
         floor: The same measured on held-out real data against real data, where it exists.
         note: Definition, reference set and counts, in one line.
+        error: Standard error of the value, over sets of so many samples.
     """
 
     name: str
@@ -108,6 +109,21 @@ class Measure:
     better: str
     floor: float | None = None
     note: str = ""
+    error: float | None = None
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the engine compares samples and data by.
+
+    Args:
+        values: Features of each sample, (N, F), on the CPU. Distances between them should mean
+            something: near where a person would say that two samples are alike.
+        about: What they are, in a few words.
+    """
+
+    values: Tensor
+    about: str
 
 
 @dataclass(frozen=True)
@@ -196,6 +212,8 @@ class Modality(ABC):
     # Keys of the section that say how samples are written. They change no training: they may
     # differ when a run is resumed, and ``gendiff sample RUN --set key=value`` sets them.
     output_keys: ClassVar[frozenset[str]] = frozenset()
+    # The figures that say most, the first the most, of the modality's own and the engine's.
+    headline: ClassVar[tuple[str, ...]] = ("frechet_distance",)
 
     @abstractmethod
     def prepare(self, config: Any) -> DataReport:
@@ -350,10 +368,36 @@ class Modality(ABC):
     def metrics(
         self, config: Any, facts: Mapping[str, Any], samples: Batch, cache: Path, seed: int
     ) -> list[Measure]:
-        """Judges generated samples against held-out data.
+        """Judges generated samples against held-out data, by what only the modality knows.
 
+        What can be said of any data the engine says itself, by :meth:`features`.
         ``cache`` is a folder in which feature networks and statistics of the data may be kept.
         """
+
+    def features(
+        self,
+        config: Any,
+        facts: Mapping[str, Any],
+        batches: Iterable[Batch],
+        cache: Path,
+        seed: int,
+    ) -> Features:
+        """Features of states on the CPU, generated or real, for :mod:`gendiff.metrics`.
+
+        Those of a modality that has none of its own are
+        :func:`gendiff.metrics.plain_features`. They must not depend on the batches' sizes.
+        """
+        from gendiff import metrics
+
+        about = "the state itself, projected where it is wide, or its columns' moments"
+        return metrics.joined([metrics.plain_features(batch) for batch in batches], about)
+
+    def reference(self, config: Any, facts: Mapping[str, Any]) -> Sequence[int]:
+        """Numbers of the held-out items that samples are compared with: all of them.
+
+        Those from which the network behind :meth:`features` learnt should be left out.
+        """
+        return range(len(self.dataset(config, facts, "test")))  # type: ignore[arg-type]
 
     def sample_count(self, facts: Mapping[str, Any]) -> int:
         """How many samples ``gendiff evaluate`` makes when it is not told."""

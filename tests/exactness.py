@@ -18,7 +18,7 @@ from oracle_tools import exponential_moment, normal
 
 MODULES = (
     "schedules", "denoiser", "multistep", "objective", "samplers", "singlestep", "spaces",
-    "likelihood", "guidance", "adaptive", "ema", "editing", "pairs",
+    "likelihood", "guidance", "adaptive", "ema", "editing", "pairs", "metrics", "modality",
 )  # fmt: skip
 
 
@@ -942,6 +942,57 @@ def translation(g: SimpleNamespace) -> None:
         near((y - model(alpha * y, t)) / k - z, slope, 1e-6)
 
 
+def compared(e: SimpleNamespace) -> None:
+    """Two sets: Heusel et al., eq. 6, in the plane; Kynkäänniemi et al.; Naeem et al."""
+    m = e.metrics
+    a = torch.tensor([[0.0, 0], [2, 1], [1, 3], [4, 4]], dtype=torch.float64)
+    b = torch.tensor([[1.0, 1], [0, 5], [3, 0]], dtype=torch.float64)
+    s, t = a.T.cov(), b.T.cov()  # tr (S T)^(1/2) of 2 x 2 matrices, by Cayley and Hamilton
+    cross = ((s @ t).trace() + 2 * (s.det() * t.det()).sqrt()).sqrt()
+    square = (a.mean(0) - b.mean(0)).square().sum()
+    near(m.frechet_distance(a, b), square + s.trace() + t.trace() - 2 * cross)
+    real = torch.tensor([0.0, 1, 2, 3, 5])[:, None]  # radii for k = 1: 1 1 1 1 2; k = 2: 2 1 1 2 3
+    fake = torch.tensor([-1.0, 1.5, 9, 11])[:, None]  # k = 1: 2.5 2.5 2 2
+    near(m.precision_recall(real, fake, 1), [0.5, 1 - 1 / 5])
+    near(m.density_coverage(real, fake, 1), [3 / 4, 3 / 5])
+    near(m.density_coverage(real, fake, 2), [5 / 8, 4 / 5])
+    near(m.nearest_distance(fake, real), [1, 0.5, 4, 6])
+    train = torch.arange(100.0)[:, None]
+    held_out = train[:40] + torch.linspace(0.1, 0.4, 40)[:, None]
+    fake = torch.tensor([3.0, 3.11, 3.4, 3.3, 20.05, 20.2, 20.4, 20.3])[:, None]
+    measures = m.Reals(held_out, train, "", 0).measures(fake)
+    found = {one.name: one.value for one in measures}
+    near([found[k] for k in ("precision", "recall")], m.precision_recall(held_out, fake), 1e-6)
+    near([found[k] for k in ("density", "coverage")], m.density_coverage(held_out, fake), 1e-6)
+    near(found["frechet_distance"], m.frechet_distance(held_out, fake))
+    near(found["pairwise_distance"], torch.pdist(fake).mean(), 1e-6)
+    near(found["training_copies"], 3 / 8)  # 0.05 quantile: 0.115
+    near(measures[-1].error, math.sqrt(3 * 5 / 8**3))
+
+    def said(**values: float) -> list[str]:
+        plain = dict.fromkeys(m.BETTER, 1.0) | {"training_copies": 0.05} | values
+        every = [
+            e.modality.Measure(k, v, "", 0.05 if k == "training_copies" else 1.0, "", 0.01)
+            for k, v in plain.items()
+        ]
+        return [verdict.name for verdict in m.verdicts(every, 100)]
+
+    for values, names in (
+        ({}, []),
+        ({"density": 0.47, "precision": 0.72, "coverage": 0.1}, ["untrained"]),
+        ({"density": 0.47, "precision": 0.74}, []),
+        ({"density": 0.49, "precision": 0.5}, []),
+        ({"pairwise_distance": 0.47}, ["collapsed"]),
+        ({"pairwise_distance": 0.49}, []),
+        ({"coverage": 0.47}, ["collapsed"]),
+        ({"recall": 0.47}, ["collapsed"]),
+        ({"coverage": 0.49}, []),
+        ({"training_copies": 0.28}, ["memorised"]),
+        ({"training_copies": 0.26}, []),
+    ):
+        assert said(**values) == names, values
+
+
 CHECKS: tuple[Callable[[SimpleNamespace], None], ...] = (
     chains,
     power_average,
@@ -975,4 +1026,5 @@ CHECKS: tuple[Callable[[SimpleNamespace], None], ...] = (
     trace,
     ode,
     translation,
+    compared,
 )

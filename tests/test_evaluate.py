@@ -104,6 +104,29 @@ def test_a_trained_network_is_near_and_a_broken_one_is_not(
     printed = " ".join(capsys.readouterr().out.split())
     assert f"{found['nats_per_dim']:.4f} ± {found['standard_error']:.4f} nats/dim" in printed
     assert "density of the state" in printed
+    assert "200 resamples" in printed
+    assert "verdict: none of fewer than 20 samples" in printed
+    names = [m["name"] for m in result["measures"]]
+    assert names[0] == "frechet_distance"  # the headline
+    assert {"mean_square_offset", "coverage", "training_copies"} <= set(names)
+
+
+def test_verdicts_are_written_and_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = trainer(ToyModality(), tmp_path, "toy.items=200").model()
+    bad = evaluate(model, model.settings(), 40, 0, tmp_path)
+    assert bad["verdicts"][0]["name"] == "untrained"
+    show(bad)
+    assert "verdict: untrained: the samples are not like the data: density" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    good = evaluate(exact_model(model), model.settings(steps=20), 40, 0, tmp_path)
+    assert good["verdicts"] == []
+    show(good)
+    printed = capsys.readouterr().out
+    assert "verdict: neither untrained, nor collapsed, nor memorised" in printed
+    assert "40 samples against 200 held-out items" in " ".join(printed.split())
 
 
 def test_the_seed_names_the_probes(tmp_path: Path) -> None:

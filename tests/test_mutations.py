@@ -17,7 +17,7 @@ import gendiff
 PARTS = (
     "errors", "noise", "levels", "chains", "schedules", "spaces", "denoiser", "grids",
     "tables", "singlestep", "multistep", "samplers", "objective", "likelihood", "guidance",
-    "adaptive", "ema", "steering", "editing", "pairs",
+    "adaptive", "ema", "steering", "editing", "pairs", "metrics", "modality",
 )  # fmt: skip
 MUTATIONS = [
     ("pairs", "return z - space", "return z + space"),
@@ -192,6 +192,23 @@ MUTATIONS = [
     ("schedules", "/ rest * (1 + moved)", "* (1 + moved)"),
     ("schedules", "/ (1 + moved) * (1 + alpha)", "/ (1 + moved)"),
     ("schedules", "rest * moved", "moved"),
+    ("metrics", "cov_b.trace() - 2 * cross", "cov_b.trace() - cross"),
+    ("metrics", "values.clamp(min=0).sqrt()) @", "values.clamp(min=0)) @"),
+    ("metrics", "kthvalue(k + 1)", "kthvalue(k)"),
+    ("metrics", "held.double().sum() / (k * len(fake))", "held.double().sum() / len(fake)"),
+    ("metrics", "held.any(0).double()", "held.any(1).double()"),
+    ("metrics", "inside(fake, real, k).any(1)", "inside(real, fake, k).any(0)"),
+    ("metrics", "/ (size * NEAREST[1])", "/ (size * NEAREST[0])"),
+    ("metrics", "inside(few, reference, NEAREST[0])", "inside(few, reference, NEAREST[1])"),
+    ("metrics", "pairs / (size * (size - 1))", "pairs / size**2"),
+    ("metrics", "gaps < floors.copy_distance", "gaps > floors.copy_distance"),
+    ("metrics", "copies * (1 - copies)", "copies"),
+    ("metrics", "known.quantile(COPY_QUANTILE)", "known.quantile(1 - COPY_QUANTILE)"),
+    ("metrics", "m.value + 2 * m.error >=", "m.value - 2 * m.error >="),
+    ("metrics", 'below("density", 0.5)', 'below("density", 0.75)'),
+    ("metrics", 'below("pairwise_distance", 0.5)', 'below("pairwise_distance", 0.75)'),
+    ("metrics", "covered is not None and not untrained", "covered is not None"),
+    ("metrics", "copies.value - 2 * copies.error", "copies.value + 2 * copies.error"),
 ]  # fmt: skip
 
 

@@ -3,17 +3,9 @@ r"""How good generated images are, in figures that a laptop computes and a reade
 Every figure compares with the held-out split and comes with a *floor*: the same figure for as many
 real training images in the samples' place. A generator that is as good as more data scores there.
 
-Fréchet distance of two sets of features with means :math:`m_i` and covariances :math:`S_i`:
-
-.. math:: |m_1 - m_2|^2 + \operatorname{tr}(S_1 + S_2 - 2 (S_1 S_2)^{1/2}),
-
-(Heusel et al., 2017, https://arxiv.org/abs/1706.08500, eq. 6, there with Inception features; only
-that one is called FID). Here the features are those of a small network trained on the training
-split, so the figure means something for 8x8 digits as well, and nothing is downloaded.
-
-Improved precision and recall (Kynkäänniemi et al., 2019, https://arxiv.org/abs/1904.06991, eq. 1
-and 2): the share of samples inside the real images' manifold and of real images inside the
-samples' one; a manifold is the union of balls that reach to each point's k-th neighbour.
+What can be said of any data, as Fréchet distance, precision and recall, is the engine's
+(:mod:`gendiff.metrics`). Its features are here those of a small network trained on the training
+split, so the figures mean something for 8x8 digits as well, and nothing is downloaded.
 
 Everything runs on the CPU in float32 or better, and is a function of the data and the seed.
 """
@@ -22,8 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -33,16 +24,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from gendiff.modality import Measure
+from gendiff.metrics import joined, one_thread
+from gendiff.modality import Features, Measure
 from gendiff.noise import generator
+from gendiff.spaces import Batch
 from gendiff_image.data import Data
 from gendiff_image.pictures import to_uint8
 
 _VERSION = 2  # of what is cached: grows when the networks' training changes
 _LIMIT = 10_000  # images of a split that are looked at, fewer if they have over
 _VALUES = 1 << 28  # values (1 GiB) between them
-_DRAWS = 8  # sets of real images, over which the Fréchet distance's floor is averaged
-_NEIGHBOURS = 3  # k of precision and recall, as in the paper
 _FEW = 2000  # held-out images up to which a kernel machine is the better judge of labels
 _INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 
@@ -62,40 +53,16 @@ def measure(data: Data, x: Tensor, labels: Tensor | None, cache: Path, seed: int
     Returns:
         The figures; none if there are fewer than two samples, training or held-out images.
     """
-    x = to_uint8(x).cpu().float() / 127.5 - 1
-    limit = max(2, min(_LIMIT, _VALUES // x[0].numel()))
+    x = _as_written(x)
+    limit = _limit(x[0].numel())
     train, train_labels = data.train.tensor(limit)
     test, test_labels = data.test.tensor(limit)
     if min(len(x), len(train), len(test)) < 2:
         return []
     classes = None if data.class_names is None else len(data.class_names)
-    gen = generator("floor", seed)
-    draws = [torch.randperm(len(train), generator=gen)[: len(x)] for _ in range(_DRAWS)]
-    stand_in = train[draws[0]]  # real images in the samples' place
-    counts = f"{len(x)} samples against {len(test)} held-out images, "
-    counts += f"floor: {len(stand_in)} training images"
-
-    network = _cached(cache, "features", (train, train_labels, classes, seed), train.shape[1])
-    task = "class" if classes else "rotation"
-    about = f"features of a small network that learnt the {task} of {len(train)} training images"
-    reference, fake, real = (_features(network, part) for part in (test, x, train))
-    precision, recall = precision_recall(reference, fake)
-    best_precision, best_recall = precision_recall(reference, real[draws[0]])
-    # One draw of 1000 images scatters by a third of the distance itself.
-    floors = [frechet_distance(reference, real[draw]) for draw in draws]
-    without_fid = "" if _fid_ready() else "; not FID, which needs torch-fidelity and its weights"
-    manifold = f"k={_NEIGHBOURS}, {about}; {counts}"
-    measures = [
-        Measure(
-            "frechet_distance",
-            frechet_distance(reference, fake),
-            "lower",
-            sum(floors) / _DRAWS,
-            f"{about}; {counts}, mean of {_DRAWS} draws{without_fid}",
-        ),
-        Measure("precision", precision, "higher", best_precision, manifold),
-        Measure("recall", recall, "higher", best_recall, manifold),
-    ]
+    order = torch.randperm(len(train), generator=generator("floor", seed))
+    stand_in = train[order[: len(x)]]  # real images in the samples' place
+    measures = []
     if train_labels is not None and test_labels is not None and len(test_labels.unique()) > 1:
         judge, kind = _judge(cache, test, test_labels, classes or 0, seed)
         note = f"by {kind} trained on the {len(test)} held-out images alone"
@@ -105,9 +72,10 @@ def measure(data: Data, x: Tensor, labels: Tensor | None, cache: Path, seed: int
             floor = _share(judge(train), train_labels)
             about = f"share that is of the class asked for, {note}; {len(x)} samples, "
             about += f"floor: its accuracy on {len(train)} training images"
-            measures.append(Measure("label_accuracy", accuracy, "higher", floor, about))
+            error = math.sqrt(accuracy * (1 - accuracy) / len(x))
+            measures.append(Measure("label_accuracy", accuracy, "higher", floor, about, error))
         present = float(len(found.unique()))
-        about = f"of {classes}, {note}; {len(x)} samples"
+        about = f"of {classes}, {note}; {len(x)} samples, floor: {len(stand_in)} training images"
         floor = float(len(judge(stand_in).unique()))
         measures.append(Measure("classes_present", present, "higher", floor, about))
     if _fid_ready():
@@ -115,49 +83,32 @@ def measure(data: Data, x: Tensor, labels: Tensor | None, cache: Path, seed: int
     return measures
 
 
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    r"""Fréchet distance of the normal distributions fitted to a (N, D) and b (M, D), in float64.
+def features(data: Data, batches: Iterable[Batch], cache: Path, seed: int) -> Features:
+    """Features of pictures, (N, 32), by a network that learnt from the training split.
 
-    The trace of :math:`(S_1 S_2)^{1/2}` is the sum of the singular values of
-    :math:`S_1^{1/2} S_2^{1/2}`, the square roots taken of the symmetric matrices' eigenvalues.
-    Unlike a general matrix square root this is real, and stays accurate for singular covariances.
+    Args:
+        data: The data set.
+        batches: Pictures in [-1, 1]; seen as the 8-bit ones that they become.
+        cache: Folder for the network.
+        seed: Its seed.
     """
-    a, b = a.double(), b.double()
-    cov_a, cov_b = (torch.cov(f.T).reshape(f.shape[1], f.shape[1]) for f in (a, b))
-    cross = torch.linalg.svdvals(_root(cov_a) @ _root(cov_b)).sum()
-    apart = (a.mean(0) - b.mean(0)).square().sum()
-    return max(0.0, float(apart + cov_a.trace() + cov_b.trace() - 2 * cross))
+    train, labels = data.train.tensor(_limit(data.train.images[0].size))
+    classes = None if data.class_names is None else len(data.class_names)
+    network = _cached(cache, "features", (train, labels, classes, seed), train.shape[1])
+    task = "class" if classes else "rotation"
+    about = f"features of a small network that learnt the {task} of {len(train)} training images"
+    if not _fid_ready():
+        about += "; not FID, which needs torch-fidelity and its weights"
+    return joined([_features(network, _as_written(batch.x)) for batch in batches], about)
 
 
-def _root(cov: Tensor) -> Tensor:
-    """Symmetric square root of a positive semi-definite matrix; rounding below 0 counts as 0."""
-    values, vectors = torch.linalg.eigh(cov)
-    root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    return root
+def _as_written(x: Tensor) -> Tensor:
+    return to_uint8(x).cpu().float() / 127.5 - 1
 
 
-def precision_recall(real: Tensor, fake: Tensor, k: int = _NEIGHBOURS) -> tuple[float, float]:
-    """Improved precision and recall of features ``fake`` (M, D) for ``real`` (N, D)."""
-    return _covered(real, fake, k), _covered(fake, real, k)
-
-
-def _covered(manifold: Tensor, points: Tensor, k: int) -> float:
-    """Share of the points (M, D) in the union of the k-th neighbour balls of manifold (N, D)."""
-    k = min(k, len(manifold) - 1)
-    # kthvalue counts from 1, and the nearest is the point itself. The subtraction form of cdist
-    # gives an exact 0 for equal points; the product form does not.
-    exact = "donot_use_mm_for_euclid_dist"
-    radius = torch.cat(
-        [
-            torch.cdist(rows, manifold, compute_mode=exact).kthvalue(k + 1).values
-            for rows in manifold.split(1000)
-        ]
-    )
-    inside = [
-        (torch.cdist(rows, manifold, compute_mode=exact) <= radius).any(1)
-        for rows in points.split(1000)
-    ]
-    return float(torch.cat(inside).double().mean())
+def _limit(values: int) -> int:
+    """How many images of so many values each are looked at."""
+    return max(2, min(_LIMIT, _VALUES // values))
 
 
 def _share(found: Tensor, wanted: Tensor) -> float:
@@ -217,27 +168,13 @@ def _cached(
     if path.exists():
         network.load_state_dict(torch.load(path, weights_only=True))
         return network.eval()
-    with _one_thread():
+    with one_thread():
         _train(network, x, labels, generator(name, seed))
     cache.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     torch.save(network.state_dict(), partial)
     partial.replace(path)
     return network
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Tiny layers gain nothing from threads and lose up to tenfold on a busy machine.
-
-    The weights then do not depend on the number of cores either.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _train(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -13,6 +13,7 @@ from gendiff.errors import ConfigError
 from gendiff.modality import (
     DataReport,
     Exhibit,
+    Features,
     Given,
     Measure,
     Modality,
@@ -59,7 +60,7 @@ class ImageConfig(Section):
     attention_levels: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (1,), description="levels with self-attention, 0 is the finest"
     )
-    head_channels: Positive = Field(64, description="width of an attention head")
+    head_channels: Positive = Field(32, description="width of an attention head")
     norm_groups: Positive = Field(32, description="most groups of a group normalization")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the residual blocks")
 
@@ -275,6 +276,19 @@ class ImageModality(Modality):
 
         labels = None if samples.cond is None else samples.cond["label"]
         return metrics.measure(data.reference(config, facts), samples.x, labels, cache, seed)
+
+    def features(
+        self,
+        config: ImageConfig,
+        facts: Mapping[str, Any],
+        batches: Iterable[Batch],
+        cache: Path,
+        seed: int,
+    ) -> Features:
+        """Those of a small network, see :func:`gendiff_image.metrics.features`."""
+        from gendiff_image import data, metrics
+
+        return metrics.features(data.reference(config, facts), batches, cache, seed)
 
 
 def _class_number(entry: Any, names: Sequence[str]) -> int:

@@ -11,77 +11,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from gendiff import evaluate
+from gendiff.config import resolve
+from gendiff.metrics import Reals, verdicts
 from gendiff.modality import Measure
+from gendiff.runs import Run
 from gendiff.spaces import Batch, Cond, Dense
 from gendiff_image import ImageConfig, ImageModality
 from gendiff_image import metrics as module
 from gendiff_image.data import Data, Split, reference
-from gendiff_image.metrics import frechet_distance, measure, precision_recall
+from gendiff_image.metrics import features, measure
 
 image = ImageModality()
 Figures = dict[str, Measure]
-
-
-def with_moments(mean: Tensor, cov: Tensor, count: int, seed: int) -> Tensor:
-    """Points whose sample mean and covariance are exactly these."""
-    gen = torch.Generator().manual_seed(seed)
-    z = torch.randn(count, len(mean), generator=gen, dtype=torch.float64)
-    z = z - z.mean(0)
-    white = torch.linalg.solve_triangular(torch.linalg.cholesky(z.T.cov()), z.T, upper=False).T
-    values, vectors = torch.linalg.eigh(cov)
-    return mean + white @ (vectors * values.clamp(min=0).sqrt()).T
-
-
-def random_cov(dim: int, rank: int, seed: int) -> Tensor:
-    gen = torch.Generator().manual_seed(seed)
-    factor = torch.randn(dim, rank, generator=gen, dtype=torch.float64)
-    return factor @ factor.T
-
-
-def test_frechet_distance_of_diagonal_gaussians() -> None:
-    """Commuting covariances: |m1 - m2|^2 + sum (s1 - s2)^2."""
-    mean = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
-    s1 = torch.tensor([1.0, 2.0, 0.1], dtype=torch.float64)
-    s2 = torch.tensor([3.0, 0.5, 0.0], dtype=torch.float64)
-    a = with_moments(mean, torch.diag(s1**2), 50, 0)
-    b = with_moments(torch.zeros(3, dtype=torch.float64), torch.diag(s2**2), 40, 1)
-    wanted = mean.square().sum() + (s1 - s2).square().sum()
-    assert frechet_distance(a, b) == pytest.approx(float(wanted), rel=1e-10)
-    assert frechet_distance(b, a) == pytest.approx(float(wanted), rel=1e-10)
-
-
-@pytest.mark.parametrize("rank", [6, 3])
-def test_frechet_distance_of_general_gaussians(rank: int) -> None:
-    """Against the eigenvalues of the product, which are real: tr (S1 S2)^(1/2)."""
-    cov_a, cov_b = random_cov(6, rank, 0), random_cov(6, 6, 1)
-    zero = torch.zeros(6, dtype=torch.float64)
-    a, b = with_moments(zero, cov_a, 100, 2), with_moments(zero, cov_b, 100, 3)
-    eigenvalues = np.linalg.eigvals((cov_a @ cov_b).numpy()).real.clip(0)
-    wanted = float(cov_a.trace() + cov_b.trace()) - 2 * np.sqrt(eigenvalues).sum()
-    assert frechet_distance(a, b) == pytest.approx(wanted, rel=1e-6)
-
-
-def test_frechet_distance_of_equal_sets_is_zero() -> None:
-    a = torch.randn(20, 32, generator=torch.Generator().manual_seed(0))  # singular covariance
-    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-10)
-    assert frechet_distance(a[:, :1], a[:, :1] + 3) == pytest.approx(9, rel=1e-5)
-
-
-def test_precision_and_recall_of_known_sets() -> None:
-    real = torch.arange(10.0)[:, None]  # unit spacing: the ball of the third neighbour
-    assert precision_recall(real, real) == (1.0, 1.0)
-    assert precision_recall(real, real + 100) == (0.0, 0.0)
-    # all samples in one real spot: they look real and cover nothing else
-    assert precision_recall(real, torch.full((10, 1), 4.0)) == (1.0, 0.1)
-    # half of the samples far away: precision 1/2; those near still cover their surroundings
-    fake = torch.cat([real[:5], 100 + 10 * real[:5]])
-    assert precision_recall(real, fake) == (0.5, 0.8)  # the ball of 4 reaches to 7
-
-
-def test_precision_counts_neighbours_as_the_paper_does() -> None:
-    real = torch.tensor([[0.0], [1.0], [3.0], [7.0]])  # k = 1: radii 1, 1, 2, 4
-    fake = torch.tensor([[-1.0], [-1.1], [5.0], [11.0], [11.1]])
-    assert precision_recall(real, fake, k=1)[0] == pytest.approx(3 / 5)
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +33,15 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Any:
     data = reference(config, facts)
     cache = tmp_path_factory.mktemp("cache")
 
+    run = Run(cache, image, resolve(image), facts)
+    real = evaluate.reals(run, cache, 0)
+
     def judge(x: Tensor, labels: Tensor | None = None) -> Figures:
         cond = None if labels is None else Cond({"label": labels})
         batch = Batch(x, Dense(tuple(x.shape)), cond)
-        return {m.name: m for m in image.metrics(config, facts, batch, cache, 0)}
+        found = image.metrics(config, facts, batch, cache, 0)
+        made = image.features(config, facts, [batch], cache, 0)
+        return {m.name: m for m in found + real.measures(made.values)}
 
     return judge, data, cache
 
@@ -110,8 +57,12 @@ def test_real_digits_score_at_the_floor(digits: Any) -> None:
         assert found[name].better == "higher"
     assert found["label_accuracy"].floor > 0.96  # the judge has seen 360 other digits only
     assert found["classes_present"].value == found["classes_present"].floor == 10
-    assert "700 samples against 360 held-out images" in distance.note
+    assert "700 samples against 360 held-out items" in distance.note
     assert all("FID" not in m.name.upper() for m in found.values())
+
+
+def said(found: Figures, count: int) -> list[str]:
+    return [verdict.name for verdict in verdicts(list(found.values()), count)]
 
 
 def test_held_out_digits_are_the_reference(digits: Any) -> None:
@@ -120,6 +71,8 @@ def test_held_out_digits_are_the_reference(digits: Any) -> None:
     assert found["frechet_distance"].value == pytest.approx(0, abs=1e-3)  # 8-bit rounding
     assert found["precision"].value == found["recall"].value == 1
     assert "label_accuracy" not in found  # nothing was asked for
+    assert found["training_copies"].value == pytest.approx(0.05, abs=0.005)
+    assert said(found, 360) == []
 
 
 def test_bad_samples_are_called_out(digits: Any) -> None:
@@ -138,21 +91,27 @@ def test_bad_samples_are_called_out(digits: Any) -> None:
     assert collapsed["recall"].value < 0.02
     assert collapsed["classes_present"].value == 1
     assert one_class["recall"].value < 0.3
+    assert "untrained" in said(noise, 700)
+    assert "collapsed" in said(collapsed, 700)
+    assert "collapsed" in said(one_class, 70)
+    assert said(rough, 700) == []  # worse, but of the kind
+    assert said(floor, 700) == ["memorised"]  # these are training images
     swapped = judge(x, (labels + 1) % 10)
     assert swapped["label_accuracy"].value < 0.05
     assert swapped["frechet_distance"].value == floor["frechet_distance"].value
 
 
 def test_networks_are_cached_and_deterministic(digits: Any, tmp_path: Path) -> None:
-    judge, data, cache = digits
-    x, labels = data.train.tensor(200)
+    _, data, cache = digits
+    x, _ = data.train.tensor(200)
+    parts = [Batch(part, Dense(tuple(part.shape))) for part in (x, x[:70], x[70:])]
     assert len(list(cache.glob("features-*.pt"))) <= 1
-    first = [m.value for m in judge(x, labels).values()]
-    assert [m.value for m in judge(x, labels).values()] == first
+    first = features(data, parts[:1], cache, 0).values
+    assert torch.allclose(features(data, parts[1:], cache, 0).values, first, atol=1e-4)
     assert len(list(cache.iterdir())) == 1
     state = torch.random.get_rng_state()
-    again = [m.value for m in measure(data, x, labels, tmp_path, 0)]  # trained anew
-    assert again == pytest.approx(first, rel=1e-3)
+    again = features(data, parts[:1], tmp_path, 0).values  # trained anew
+    assert torch.allclose(again, first, atol=1e-3)
     assert torch.equal(state, torch.random.get_rng_state())
 
 
@@ -172,12 +131,18 @@ def test_any_shape_without_labels(
 
     monkeypatch.setattr(module, "_train", briefly)
     real, _ = data.train.tensor(40)
-    found = {m.name: m for m in measure(data, real, None, tmp_path, 0)}
-    assert set(found) == {"frechet_distance", "precision", "recall"}
-    assert "rotation" in found["frechet_distance"].note
-    upside_down = {m.name: m for m in measure(data, real.flip(2), None, tmp_path, 0)}
-    name = "frechet_distance"
-    assert upside_down[name].value > 3 * found[name].value
+    assert measure(data, real, None, tmp_path, 0) == []  # nothing but what the engine measures
+
+    def seen(x: Tensor) -> Tensor:
+        found = features(data, [Batch(x, Dense(tuple(x.shape)))], tmp_path, 0)
+        assert "rotation" in found.about
+        return found.values
+
+    every = Reals(seen(data.test.tensor(20)[0]), seen(data.train.tensor(60)[0]), "", 0)
+    good, upside_down = (
+        {m.name: m for m in every.measures(seen(x))} for x in (real, real.flip(2))
+    )
+    assert upside_down["frechet_distance"].value > 3 * good["frechet_distance"].value
     assert measure(data, real[:1], None, tmp_path, 0) == []
 
 
@@ -196,12 +161,13 @@ def test_many_held_out_images_are_judged_by_a_network(
 def test_fid_is_offered_only_when_it_can_be_had(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits: Any
 ) -> None:
-    judge, data, _ = digits
+    judge, data, cache = digits
     x, labels = data.train.tensor(100)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     found = judge(x, labels)
     assert "fid" not in found
-    assert "not FID" in found["frechet_distance"].note
+    told = features(data, [Batch(x, Dense(tuple(x.shape)))], cache, 0).about
+    assert "not FID" in told
     seen = []
 
     def stand_in(a: Tensor, b: Tensor) -> float:

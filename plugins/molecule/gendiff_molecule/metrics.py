@@ -236,9 +236,9 @@ def _shares(
         protocol, what, of = _SHARES[name]
         what = what.format(len(train_smiles))
         note = f"protocol {protocol}{about}: {what}; of {count} {of} in {len(fake)} samples, "
-        note += f"standard error {error:.2g}; floor: {len(real)} held-out molecules"
+        note += f"floor: {len(real)} held-out molecules"
         floor = floors[name][0] if name in floors else None
-        measures.append(Measure(name, value, "higher", floor, note))
+        measures.append(Measure(name, value, "higher", floor, note, error))
     return measures
 
 
@@ -415,12 +415,12 @@ def _strain(fake: Judged, real: Judged) -> list[Measure]:
     # The order statistics half a standard deviation of the rank from the middle, to either side.
     ranks = (len(drops) + np.array([-1, 1]) * math.sqrt(len(drops))) / 2
     low, high = np.sort(drops)[np.clip(ranks.astype(int), 0, len(drops) - 1)]
-    error = "unknown" if not np.isfinite(high) else f"{(high - low) / 2:.2g}"
+    error = float((high - low) / 2) if np.isfinite(high) else None
     note = "protocol geometry: median fall of the MMFF94 energy on relaxation; of the first "
-    note += f"{len(drops)} strictly valid samples that MMFF94 has parameters for, standard error "
-    note += f"{error}; floor: {len(floor)} held-out molecules"
+    note += f"{len(drops)} strictly valid samples that MMFF94 has parameters for; "
+    note += f"floor: {len(floor)} held-out molecules"
     best = float(np.median(floor)) if len(floor) else None
-    return [Measure("strain_kcal_mol", float(np.median(drops)), "lower", best, note)]
+    return [Measure("strain_kcal_mol", float(np.median(drops)), "lower", best, note, error)]
 
 
 def strain(mol: Chem.Mol) -> float | None:
@@ -443,9 +443,10 @@ def _busted(fake: Judged, real: Judged, about: str) -> list[Measure]:
     if value is None:
         return []
     note = f"protocol posebusters{about}: passes all tests of its configuration 'mol_fast' "
-    note += f"(no energies); of the first {count} connected samples, standard error "
-    note += f"{math.sqrt(value * (1 - value) / count):.2g}; floor: {others} held-out molecules"
-    return [Measure("posebusters", value, "higher", floor, note)]
+    note += f"(no energies); of the first {count} connected samples; "
+    note += f"floor: {others} held-out molecules"
+    error = math.sqrt(value * (1 - value) / count)
+    return [Measure("posebusters", value, "higher", floor, note, error)]
 
 
 def _bust(judged: Judged) -> tuple[float | None, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -13,6 +13,7 @@ from gendiff.errors import ConfigError
 from gendiff.modality import (
     DataReport,
     Exhibit,
+    Features,
     Given,
     Measure,
     Modality,
@@ -111,6 +112,7 @@ class MoleculeModality(Modality):
             "preview": 16,
         },
     }
+    headline: ClassVar[tuple[str, ...]] = ("frechet_distance", "valid_and_unique")
 
     def prepare(self, config: MoleculeConfig) -> DataReport:
         """See :meth:`gendiff.Modality.prepare`."""
@@ -272,6 +274,23 @@ class MoleculeModality(Modality):
         from gendiff_molecule import judging
 
         return judging.measure(config, facts, samples, cache, seed)
+
+    def features(
+        self,
+        config: MoleculeConfig,
+        facts: Mapping[str, Any],
+        batches: Iterable[Batch],
+        cache: Path,
+        seed: int,
+    ) -> Features:
+        """Of distances, elements, size and shape, see :mod:`gendiff_molecule.descriptors`."""
+        from gendiff.metrics import joined
+        from gendiff_molecule import descriptors, task
+
+        parts = (task.unpack(config, facts, batch) for batch in batches)
+        elements = facts["elements"]
+        found = [descriptors.features(config, elements, part) for part in parts]
+        return joined(found, descriptors.ABOUT)
 
     def sample_count(self, facts: Mapping[str, Any]) -> int:
         """1000 molecules, or 40 conformers of each molecule that is asked for."""

@@ -119,7 +119,7 @@ def test_shares_of_a_hand_made_set(pool: Molecules) -> None:
         assert found[name].better == "higher"
     assert "of 6 valid ones in 8 samples" in found["uniqueness"].note
     assert "2 training molecules" in found["novelty"].note
-    assert f"error {np.sqrt(0.75 * 0.25 / 8):.2g};" in found["validity"].note
+    assert found["validity"].error == pytest.approx(np.sqrt(0.75 * 0.25 / 8))
     assert found["validity"].floor == 1
     assert "floor: 8 held-out molecules" in found["validity"].note
 

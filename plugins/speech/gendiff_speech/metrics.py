@@ -6,12 +6,8 @@ text and speaker by speaker. From one half a small recogniser learns what was sa
 other half, which it has not seen, is the reference. Where the held-out recordings are of other
 sessions than the training ones, even these miss the floor; the notes say what they reach.
 
-Fréchet distance of two sets of features with means :math:`m_i` and covariances :math:`S_i`:
-
-.. math:: |m_1 - m_2|^2 + \operatorname{tr}(S_1 + S_2 - 2 (S_1 S_2)^{1/2})
-
-(Heusel et al., 2017, https://arxiv.org/abs/1706.08500, eq. 6; Kilgour et al., 2019,
-https://arxiv.org/abs/1812.08466, for audio, with a network that is not used here).
+What can be said of any data, as the Fréchet distance, is the engine's (:mod:`gendiff.metrics`),
+here by the recogniser's features; of single recordings without labels by mel cepstra.
 
 Mel-cepstral distortion (Kubichek, 1993, https://doi.org/10.1109/PACRIM.1993.407206) of two frames
 with cepstra :math:`c` and :math:`c'`, averaged over the path of dynamic time warping:
@@ -39,20 +35,20 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gendiff.modality import Measure
+from gendiff.metrics import joined, one_thread
+from gendiff.modality import Features, Measure
 from gendiff.noise import generator
 from gendiff.spaces import Batch, Masked
-from gendiff_speech.recogniser import Recogniser, Recordings, hear, one_thread, pad, recogniser
+from gendiff_speech.recogniser import Recogniser, Recordings, hear, pad, recogniser
 
 _LIMIT = 1000  # recordings of a split that are looked at, evenly spaced if it has more
-_DRAWS = 8  # sets of training recordings, over which the Fréchet distance's floor is averaged
 _CEPSTRA = 13
 _CELLS = 1 << 24  # pairs of frames that are compared at once
 _RESYNTHESISED = 60  # of samples or recordings that go through Griffin-Lim
@@ -79,19 +75,50 @@ def measure(
     test = _recordings(config, facts, "test")
     if len(made) < 2 or len(test) < 4 or len(real) < 2:
         return []
-    texts = len(facts["texts"])
     network, told, reference = _listener(facts, test, cache, seed)
     like = real.select(_stand_ins(real, made, generator("like", seed)))
     measures = [] if network is None else _accuracies(network, told, reference, like, made)
-    measures.append(_frechet(network, facts, reference, real, made, seed))
     # Where texts are not repeated no half can stand in for the other, so all are the reference.
-    references, stand_in = (reference, told) if texts else (test, None)
+    references, stand_in = (reference, told) if facts["texts"] else (test, None)
     if any(made.tokens):
         measures += _distortion(facts, references, stand_in, like, made)
         measures += _pitch(facts, references, stand_in, made)
     if network is not None and network.text is not None:
         measures += _ceiling(network, facts, reference)
     return measures
+
+
+def features(
+    facts: Mapping[str, Any], config: Any, batches: Iterable[Batch], cache: Path, seed: int
+) -> Features:
+    """The recogniser's features (N, 32) of normalised log mels; see :func:`measure`.
+
+    Where there is nothing to recognise, mean and deviation of 13 mel cepstra over time, (N, 26).
+    """
+    test = _recordings(config, facts, "test")
+    network, told, _ = _listener(facts, test, cache, seed)
+    mels = (_samples(batch).mels for batch in batches)
+    if network is None:
+        about = "mean and deviation of 13 mel cepstra over time"
+        parts = [torch.stack([_statistics(mel, facts) for mel in part]) for part in mels]
+        return joined(parts, about)
+    what = ["text"] * (network.text is not None) + ["speaker"] * (network.speaker is not None)
+    about = f"features of a small network that learnt the {' and '.join(what)} of {len(told)} "
+    about += "other held-out recordings"
+    return joined([hear(network, part).features for part in mels], about)
+
+
+def reference_numbers(facts: Mapping[str, Any], config: Any) -> list[int]:
+    """Numbers of the held-out recordings from which the recogniser does not learn."""
+    from gendiff_speech.data import dataset
+
+    chosen = _chosen(len(dataset(config, facts, "test")))
+    return [chosen[i] for i in _dealt(facts, _recordings(config, facts, "test"))[1]]
+
+
+def _dealt(facts: Mapping[str, Any], test: Recordings) -> tuple[list[int], list[int]]:
+    """Held-out recordings for the recogniser, and those that are the reference."""
+    return _halves(_keys(test) if facts["texts"] else test.speaker.tolist())
 
 
 def listener(
@@ -108,8 +135,7 @@ def _listener(
     facts: Mapping[str, Any], test: Recordings, cache: Path, seed: int
 ) -> tuple[Recogniser | None, Recordings, Recordings]:
     texts, speakers = len(facts["texts"]), len(facts["speakers"])
-    keys = _keys(test) if texts else test.speaker.tolist()
-    told, reference = (test.select(ids) for ids in _halves(keys))
+    told, reference = (test.select(ids) for ids in _dealt(facts, test))
     heads = [_told_apart(told.text) * texts, _told_apart(told.speaker) * speakers]
     network = None
     if max(heads) > 1:
@@ -133,14 +159,19 @@ def _recordings(config: Any, facts: Mapping[str, Any], split: str) -> Recordings
     from gendiff_speech.data import dataset
 
     data = dataset(config, facts, split)
-    count = min(len(data), _LIMIT)
-    items = [data[i * len(data) // count, 0] for i in range(count)]
+    items = [data[i, 0] for i in _chosen(len(data))]
     text, speaker = (
         torch.tensor([getattr(item, name) for item in items], dtype=torch.int64)
         for name in ("text", "speaker")
     )
     tokens = tuple(_spelt(item.tokens) for item in items)
     return Recordings(tuple(item.mel.float() for item in items), tokens, text, speaker)
+
+
+def _chosen(count: int) -> list[int]:
+    """Numbers of the recordings of a split that are looked at."""
+    few = min(count, _LIMIT)
+    return [i * count // few for i in range(few)]
 
 
 def _spelt(tokens: Tensor) -> tuple[int, ...]:
@@ -195,52 +226,25 @@ def _accuracies(
         )
         note += about.format(int(asked.sum()), _share(known.text, like.text))
         floor = _share(real.text, reference.text)
-        measures.append(Measure("label_accuracy", value, "higher", floor, note))
+        error = _error(value, int(asked.sum()))
+        measures.append(Measure("label_accuracy", value, "higher", floor, note, error))
     if network.speaker is not None:
         value = _share(sample.speaker, made.speaker)
         note = "share in which the speaker asked for is the most likely, "
         note += about.format(len(made), _share(known.speaker, like.speaker))
         floor = _share(real.speaker, reference.speaker)
-        measures.append(Measure("speaker_accuracy", value, "higher", floor, note))
+        error = _error(value, len(made))
+        measures.append(Measure("speaker_accuracy", value, "higher", floor, note, error))
     return measures
+
+
+def _error(share: float, count: int) -> float:
+    return math.sqrt(share * (1 - share) / count)
 
 
 def _share(found: Tensor | None, wanted: Tensor) -> float:
     assert found is not None  # the recogniser has this head
     return float((found == wanted).double().mean())
-
-
-def _frechet(
-    network: Recogniser | None,
-    facts: Mapping[str, Any],
-    reference: Recordings,
-    real: Recordings,
-    made: Recordings,
-    seed: int,
-) -> Measure:
-    """The Fréchet distance, in the recogniser's features if there is one."""
-
-    def features(recordings: Recordings) -> Tensor:
-        if network is not None:
-            return hear(network, recordings.mels).features
-        return torch.stack([_statistics(mel, facts) for mel in recordings.mels])
-
-    wanted, fake, training = (features(part) for part in (reference, made, real))
-    gen = generator("floor", seed)
-    draws = [_stand_ins(real, made, gen) for _ in range(_DRAWS)]
-    floor = sum(frechet_distance(wanted, training[draw]) for draw in draws) / _DRAWS
-    if network is None:
-        name, about = "cepstral_frechet_distance", "mean and deviation of 13 mel cepstra over time"
-    else:
-        told = ["text"] * (network.text is not None) + ["speaker"] * (network.speaker is not None)
-        name, about = "frechet_distance", f"{fake.shape[1]} features of a small network that "
-        about += f"learnt the {' and '.join(told)} of other held-out recordings"
-    note = (
-        f"{about}; {len(made)} samples against {len(reference)} held-out recordings, floor: as "
-        f"many training recordings, of the same texts and speakers where there are such, mean of "
-        f"{_DRAWS} draws"
-    )
-    return Measure(name, frechet_distance(wanted, fake), "lower", floor, note)
 
 
 def _statistics(mel: Tensor, facts: Mapping[str, Any]) -> Tensor:
@@ -264,26 +268,6 @@ def _stand_ins(real: Recordings, made: Recordings, gen: torch.Generator) -> list
             decks[name] = [group[i] for i in torch.randperm(len(group), generator=gen).tolist()]
         drawn.append(decks[name].pop())
     return drawn
-
-
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    r"""Fréchet distance of the normal distributions fitted to a (N, D) and b (M, D), in float64.
-
-    The trace of :math:`(S_1 S_2)^{1/2}` is the sum of the singular values of
-    :math:`S_1^{1/2} S_2^{1/2}`, which is real, and accurate for singular covariances.
-    """
-    a, b = a.double(), b.double()
-    cov_a, cov_b = (torch.cov(f.T).reshape(f.shape[1], f.shape[1]) for f in (a, b))
-    cross = torch.linalg.svdvals(_root(cov_a) @ _root(cov_b)).sum()
-    apart = (a.mean(0) - b.mean(0)).square().sum()
-    return max(0.0, float(apart + cov_a.trace() + cov_b.trace() - 2 * cross))
-
-
-def _root(cov: Tensor) -> Tensor:
-    """Symmetric square root of a positive semi-definite matrix; rounding below 0 counts as 0."""
-    values, vectors = torch.linalg.eigh(cov)
-    root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    return root
 
 
 def _denormalised(mel: Tensor, facts: Mapping[str, Any]) -> Tensor:
@@ -406,7 +390,8 @@ def _distortion(
         f"{len(reference)}; {what}"
     )
     name = "mel_cepstral_distortion"
-    return [Measure(name, float(values.mean()), "lower", floor, note)]
+    error = float(values.std(correction=0)) / math.sqrt(len(values))
+    return [Measure(name, float(values.mean()), "lower", floor, note, error)]
 
 
 def _distances(found: Mapping[int, tuple[float, int]]) -> Tensor:

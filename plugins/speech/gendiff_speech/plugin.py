@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -15,6 +15,7 @@ from gendiff.errors import ConfigError
 from gendiff.modality import (
     DataReport,
     Exhibit,
+    Features,
     Given,
     Measure,
     Modality,
@@ -85,6 +86,7 @@ class SpeechModality(Modality):
         },
         "sample": {"preview": 20},
     }
+    headline: ClassVar[tuple[str, ...]] = ("frechet_distance", "label_accuracy")
 
     def prepare(self, config: SpeechConfig) -> DataReport:
         """See :meth:`gendiff.Modality.prepare`.
@@ -316,6 +318,25 @@ class SpeechModality(Modality):
         from gendiff_speech import metrics
 
         return metrics.measure(facts, config, samples, cache, seed)
+
+    def features(
+        self,
+        config: SpeechConfig,
+        facts: Mapping[str, Any],
+        batches: Iterable[Batch],
+        cache: Path,
+        seed: int,
+    ) -> Features:
+        """Those of a recogniser, see :func:`gendiff_speech.metrics.features`."""
+        from gendiff_speech import metrics
+
+        return metrics.features(facts, config, batches, cache, seed)
+
+    def reference(self, config: SpeechConfig, facts: Mapping[str, Any]) -> Sequence[int]:
+        """The half of the held-out recordings from which the recogniser did not learn."""
+        from gendiff_speech import metrics
+
+        return metrics.reference_numbers(facts, config)
 
     def sample_count(self, facts: Mapping[str, Any]) -> int:
         """500: every word by every speaker several times."""

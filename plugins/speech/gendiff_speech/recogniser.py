@@ -8,8 +8,7 @@ followed by the mask, then the mean over live frames: what lies in the padding c
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gendiff.metrics import one_thread
 from gendiff.noise import generator
 
 _VERSION = 1  # of what is cached: grows when the network or its training changes
@@ -214,14 +214,3 @@ def augment(mel: Tensor, gen: torch.Generator, crop: int | None = None) -> Tenso
         at = int(uniform(0, mel.shape[axis] - width + 1))
         mel.narrow(axis, at, width).zero_()
     return mel
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Tiny layers gain nothing from threads, and the weights do not depend on their number."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
