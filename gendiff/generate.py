@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gendiff import checkpoint, config, console, ema, runs
+from gendiff import checkpoint, config, console, distributed, ema, runs
 from gendiff.config import SampleConfig
 from gendiff.denoiser import Denoiser
 from gendiff.editing import Kept, time_of_noise
@@ -30,6 +30,7 @@ from gendiff.runs import Run
 from gendiff.samplers import State, make_table, start, states
 from gendiff.spaces import Batch, join
 from gendiff.steering import Matched
+from gendiff.world import World, from_environment
 
 BLOCK = 16  # rows from which oneDNN's and MKL's kernels treat every row of a batch alike
 
@@ -299,7 +300,8 @@ def make_denoiser(run: Run, network: nn.Module) -> Denoiser:
 def pick_device(name: str, threads: int = 0) -> torch.device:
     """``auto`` takes CUDA, then MPS, then the CPU; sets the CPU's threads where asked to.
 
-    The number of threads is part of what a CPU's bits depend on.
+    The number of threads is part of what a CPU's bits depend on. Of several processes on a
+    machine each takes the GPU of its number.
 
     Raises:
         ConfigError: There is no such device.
@@ -310,6 +312,8 @@ def pick_device(name: str, threads: int = 0) -> torch.device:
             if torch.cuda.is_available()
             else ("mps" if torch.backends.mps.is_available() else "cpu")
         )
+    if name == "cuda" and (world := from_environment()).size > 1:
+        name = f"cuda:{world.local_rank}"
     if threads:
         torch.set_num_threads(threads)
     try:
@@ -378,7 +382,7 @@ def restore(network: nn.Module, weights: Mapping[str, torch.Tensor], path: Path)
         CheckpointError: They do not fit the network.
     """
     try:
-        network.load_state_dict(weights)
+        distributed.load_state(network, weights)
     except RuntimeError as error:
         first = str(error).splitlines()[1:2] or [str(error)]
         raise CheckpointError(

@@ -17,7 +17,7 @@ import gendiff
 PARTS = (
     "errors", "noise", "levels", "chains", "schedules", "spaces", "denoiser", "grids",
     "tables", "singlestep", "multistep", "samplers", "objective", "likelihood", "guidance",
-    "ema",
+    "ema", "distributed", "world",
 )  # fmt: skip
 MUTATIONS = [
     ("ema", "(1 - 1 / step) ** (self.gamma + 1)", "(1 - 1 / step) ** self.gamma"),
