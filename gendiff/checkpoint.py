@@ -129,6 +129,11 @@ def check(path: Path) -> None:
             raise CheckpointError(f"checkpoint {path} is damaged: {name} is not what was written")
 
 
+def manifest(path: Path) -> str:
+    """Sizes and fingerprints of a checkpoint's files, as text: other weights, another text."""
+    return (path / MANIFEST).read_text()
+
+
 def newest(folder: Path, warn: Callable[[str], None]) -> Path | None:
     """The newest whole checkpoint; damaged newer ones are skipped with a warning.
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from gendiff.noise import derive_seed, generator
 from gendiff.spaces import Batch
-from gendiff.world import World
+from gendiff.world import ALONE, World
 
 Key = tuple[int, int]  # index of an item, seed of its augmentation
 
@@ -36,7 +36,7 @@ class VisitOrder(Sampler[list[Key]]):
     """
 
     def __init__(
-        self, length: int, batch_size: int, seed: int, first: int = 0, world: World = World()
+        self, length: int, batch_size: int, seed: int, first: int = 0, world: World = ALONE
     ) -> None:
         self.length, self.batch_size, self.seed, self.first = length, batch_size, seed, first
         self.world = world

@@ -23,14 +23,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gendiff.errors import GendiffError
-from gendiff.world import World, from_environment
+from gendiff.errors import GendiffError, OtherProcessError
+from gendiff.world import ALONE, World, from_environment
 
 T = TypeVar("T")
-
-
-class OtherProcessError(GendiffError):
-    """Process 0 failed, and has said why."""
 
 
 @contextmanager
@@ -49,7 +45,7 @@ def present() -> World:
     """This process in its group; alone where there is none."""
     if dist.is_available() and dist.is_initialized():
         return World(dist.get_rank(), dist.get_world_size(), from_environment().local_rank)
-    return World()
+    return ALONE
 
 
 def agree(flag: bool, device: torch.device) -> bool:

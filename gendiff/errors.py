@@ -41,6 +41,10 @@ class NonFiniteError(GendiffError):
     """Training produced non-finite losses or gradients several times in a row."""
 
 
+class OtherProcessError(GendiffError):
+    """Another process of the group failed, and has said why."""
+
+
 def reason(error: BaseException) -> str:
     """What an error says, in one line: of an OSError the file and what is wrong with it."""
     if isinstance(error, OSError) and error.strerror:

@@ -9,6 +9,7 @@ On an accelerator batches are of the size asked for, and samples agree up to its
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -30,7 +31,7 @@ from gendiff.runs import Run
 from gendiff.samplers import State, make_table, start, states
 from gendiff.spaces import Batch, join
 from gendiff.steering import Matched
-from gendiff.world import World, from_environment
+from gendiff.world import from_environment
 
 BLOCK = 16  # rows from which oneDNN's and MKL's kernels treat every row of a batch alike
 
@@ -83,6 +84,23 @@ class Model:
     def name(self) -> str:
         """Run and step."""
         return f"{self.run.folder}@{self.step}"
+
+    def identity(
+        self, settings: SampleConfig, seed: int, wish: Wish, ema_width: float | None = None
+    ) -> str:
+        """All that a sample depends on but its id: equal texts mean equal samples.
+
+        ``ema_width`` is what the model was loaded with.
+        """
+        parts = [settings.model_dump_json(exclude={"batch_size", "preview"}), str(ema_width)]
+        parts += [str(seed), repr(wish)]
+        if wish.source is not None and wish.source.is_file():
+            parts.append(hashlib.sha256(wish.source.read_bytes()).hexdigest())
+        models = [self] if self.guide is None else [self, self.guide]
+        for model in models:
+            path = checkpoint.at(model.run.checkpoints, model.step)
+            parts += [model.name, checkpoint.manifest(path)]
+        return "\n".join(parts)
 
     def guided_by(self, guide: Model) -> Model:
         """This model with a weaker one for autoguidance (Karras et al., 2024).

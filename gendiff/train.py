@@ -54,9 +54,9 @@ class StepResult(NamedTuple):
 class Trainer:
     """Network, average, optimiser and data of a run, and the step that moves them.
 
-    In a group of processes (:mod:`gendiff.distributed`) each has a trainer, all do the same steps,
-    and each sees its share of every batch. :meth:`model`, :meth:`save` and :meth:`restore` are then
-    called in all.
+    In a group of processes (:mod:`gendiff.distributed`) each has a trainer, all do the same
+    steps, and each sees its share of every batch. :meth:`model`, :meth:`save` and :meth:`restore`
+    are then called in all.
 
     Args:
         run: The run.
@@ -219,7 +219,7 @@ class Trainer:
         return parts.transpose(0, 1).flatten()
 
     def _look_for_spoilt_items(self, parts: list[Batch]) -> None:
-        """After a step that was not finite: was it the data?"""
+        """Finds and names the data that made a step not finite, if it was the data."""
         if all(batch.x.isfinite().all() for batch in parts):
             return
         data: Any = self.run.modality.dataset(self.run.section, self.run.facts, "train")

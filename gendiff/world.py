@@ -36,6 +36,9 @@ class World:
         return block % self.size == self.rank
 
 
+ALONE = World()
+
+
 def from_environment() -> World:
     """What torchrun says; alone where it says nothing.
 
@@ -44,7 +47,7 @@ def from_environment() -> World:
     """
     given = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE")]
     if None in given:
-        return World()
+        return ALONE
     try:
         rank, size, local = (int(v or "") for v in (*given, os.environ.get("LOCAL_RANK", "0")))
     except ValueError:
