@@ -1,10 +1,10 @@
 """A training that is killed again and again ends bit-equal to one that never was.
 
-Random SIGKILLs and SIGTERMs at random times, also while a checkpoint is being written and while the
-process starts, over one short training of the toy modality that saves every second step. After
-each, every checkpoint that bears its name is checked against its fingerprint.
+Random SIGKILLs and SIGTERMs at random times, also while a checkpoint is being written and while
+the process starts, over one short training of the toy modality that saves every second step.
+After each, every checkpoint that bears its name is checked against its fingerprint.
 
-    python benchmarks/soak.py --kills 50 --steps 1500 --seed 0
+    python benchmarks/soak.py --kills 50 --steps 900 --seed 0
 
 With ``--memory`` it instead trains 5,000 steps without a kill and prints the resident memory.
 """
@@ -146,7 +146,7 @@ def memory(steps: int, out: Path) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--memory", action="store_true")
     args = parser.parse_args()

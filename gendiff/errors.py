@@ -53,7 +53,7 @@ def reason(error: BaseException) -> str:
     # A data loader's worker puts the traceback before what it says.
     said = (str(error).strip().splitlines() or [type(error).__name__])[-1]
     kind, _, text = said.partition(": ")
-    return text if kind.endswith("Error") and kind.isidentifier() else said
+    return text if text and kind.endswith("Error") and " " not in kind else said
 
 
 def suggest(word: str, valid: Collection[str]) -> str:
