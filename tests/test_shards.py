@@ -1,4 +1,4 @@
-"""Ten thousand samples by any number of processes, killed at will: the same files, each once."""
+"""Samples by any number of processes, killed at will: the same files, each once."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ from gendiff.errors import ConfigError, RunError
 from gendiff.shards import Files
 from gendiff.testing import ToyModality
 from gendiff.world import World
+
+
+COUNT = 2000
 
 
 @pytest.fixture(scope="module")
@@ -59,23 +62,23 @@ def killed_after(patch: pytest.MonkeyPatch, writes: int, half: bool) -> None:
     patch.setattr(ToyModality, "write", write)
 
 
-def test_ten_thousand_samples_by_one_two_and_three_processes(run: Path, tmp_path: Path) -> None:
-    n = "10000"
+def test_samples_by_one_two_and_three_processes(run: Path, tmp_path: Path) -> None:
+    n = str(COUNT)
     assert sample(run, tmp_path / "one", "-n", n).exit_code == 0
     one = files(tmp_path / "one")
-    assert sorted(one) == [f"{i:05d}.json" for i in range(10_000)]
-    assert len(set(one.values())) == 10_000
+    assert sorted(one) == [f"{i:05d}.json" for i in range(COUNT)]
+    assert len(set(one.values())) == COUNT
     assert not (tmp_path / "one" / ".ledgers").exists()
     for size in (2, 3):
         out = tmp_path / str(size)
         for rank in range(size):
             shard = ("-n", n, "--shard", f"{rank}/{size}")
-            for writes, half in ((40, True), (60, False)):
-                with pytest.MonkeyPatch.context() as patch:
+            for writes, half in ((10, True), (15, False)):
+                with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
                     killed_after(patch, writes, half)
-                    assert isinstance(sample(run, out, *shard).exception, Killed)
+                    sample(run, out, *shard)
             before = {p: p.stat().st_mtime_ns for p in out.glob("*.json")}
-            assert len(before) > 1000
+            assert len(before) > COUNT // 10
             done = sample(run, out, *shard)
             assert done.exit_code == 0, done.output
             assert all(p.stat().st_mtime_ns == t for p, t in before.items())  # not made again
@@ -86,7 +89,7 @@ def test_ten_thousand_samples_by_one_two_and_three_processes(run: Path, tmp_path
 
 def test_killed_in_three_finished_by_one(run: Path, tmp_path: Path) -> None:
     """Another company finds what the first has left; a file that was deleted is made again."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         killed_after(patch, 3, True)
         sample(run, tmp_path / "a", "-n", "200", "--shard", "1/3")
     done = files(tmp_path / "a")
