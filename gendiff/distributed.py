@@ -187,7 +187,7 @@ def optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer) -> dic
         return optimizer.state_dict()
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
-    state = get_optimizer_state_dict(network, optimizer, options=_full())
+    state: Any = get_optimizer_state_dict(network, optimizer, options=_full())
     if not present().first:
         return {}
     number = _numbers(network)
@@ -212,7 +212,7 @@ def load_optimizer(
     name = {i: n for n, i in _numbers(network).items()}
     moments = {name[i]: value for i, value in state["state"].items()}
     groups = [g | {"params": [name[i] for i in g["params"]]} for g in state["param_groups"]]
-    full = {"state": moments, "param_groups": groups}
+    full: dict[str, Any] = {"state": moments, "param_groups": groups}
     set_optimizer_state_dict(network, optimizer, full, options=_full())
 
 
