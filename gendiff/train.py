@@ -83,14 +83,14 @@ class Trainer:
         self.power_emas = [PowerEMA(self.network, width) for width in config.ema_widths]
         if config.compile:
             self.network.compile()
-        caller = self.network  # what the loss calls
+        self.caller = self.network  # what the loss calls
         self.sharded = self.world.size > 1 and config.parallel == "fsdp"
         if self.sharded:
             for module in (self.network, self.ema.module, *(e.module for e in self.power_emas)):
                 distributed.share_out(module, self.device)
         elif self.world.size > 1:
-            caller = distributed.average_gradients(self.network)
-        self.denoiser = make_denoiser(run, caller)
+            self.caller = distributed.average_gradients(self.network)
+        self.denoiser = make_denoiser(run, self.caller)
         d = run.config.diffusion
         self.objective = Objective(
             d.times,
@@ -161,7 +161,7 @@ class Trainer:
             torch.manual_seed(derive_seed("step", seed, step, first))  # dropout in the network
             noise = StepNoise(seed, first, self.device, batch.x.dtype)
             last = index == len(parts) - 1
-            with nullcontext() if last else distributed.without_talk(self.denoiser.backbone):
+            with nullcontext() if last else distributed.without_talk(self.caller):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                     loss = self.objective(
                         self.denoiser,
@@ -207,8 +207,8 @@ class Trainer:
             torch.cat([loss.t for loss in losses]),
         )
         if self.history.numel():
-            t, loss = (self._of_all(v) for v in (both.t, both.per_sample))
-            self.history = self.objective.times.record(self.history, t, loss)
+            found = self._of_all(both.t), self._of_all(both.per_sample)
+            self.history = self.objective.times.record(self.history, *found)
         return StepResult(self.step, both, norm, not finite)
 
     def _of_all(self, values: Tensor) -> Tensor:
