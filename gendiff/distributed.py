@@ -110,14 +110,16 @@ def collect(value: T) -> list[T]:
 
 
 def share_out(network: nn.Module, device: torch.device) -> nn.Module:
-    """Shards a network in place by FSDP2: each block of a list, then what is left."""
+    """Shards a network in place by FSDP2: each element of a ModuleList, then what is left."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (present().size,))
-    lists = [m for m in network.modules() if isinstance(m, (nn.ModuleList, nn.Sequential))]
-    for block in [child for many in lists for child in many]:
-        if not isinstance(block, (nn.ModuleList, nn.ModuleDict)) and any(block.parameters()):
+    lists = [m for m in network.modules() if isinstance(m, nn.ModuleList)]
+    # What is inside comes before what holds it, as fully_shard asks.
+    for block in dict.fromkeys(child for many in reversed(lists) for child in many):
+        called = not isinstance(block, (nn.ModuleList, nn.ModuleDict))
+        if called and next(block.parameters(), None) is not None:
             fully_shard(block, mesh=mesh, reshard_after_forward=True)
     # The root too is resharded after a forward pass that no backward pass follows.
     fully_shard(network, mesh=mesh, reshard_after_forward=True)

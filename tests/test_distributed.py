@@ -136,6 +136,20 @@ def test_stopped_and_killed_the_pair_ends_bit_equal(
     assert difference(final(tmp_path), final(trained / parallel)) == 0
 
 
+def test_what_is_sharded_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of a list, the inner before the outer, then the root; none twice, none empty."""
+    inner = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    outer = torch.nn.Module()
+    outer.blocks = torch.nn.ModuleList([inner, torch.nn.SiLU()])
+    net = torch.nn.Module()
+    net.lists = torch.nn.ModuleList([torch.nn.ModuleList([outer, inner]), torch.nn.Linear(3, 3)])
+    found: list[torch.nn.Module] = []
+    monkeypatch.setattr("torch.distributed.device_mesh.init_device_mesh", lambda *_: None)
+    monkeypatch.setattr("torch.distributed.fsdp.fully_shard", lambda m, **_: found.append(m))
+    distributed.share_out(net, torch.device("cpu"))
+    assert [id(m) for m in found] == [id(m) for m in (inner, outer, net.lists[1], net)]
+
+
 def test_the_batch_must_be_dealt_out_evenly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
