@@ -115,6 +115,8 @@ def share_out(network: nn.Module, device: torch.device) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (present().size,))
+    for parameter in network.parameters():  # fully_shard refuses channels-last weights
+        parameter.data = parameter.data.contiguous()
     lists = [m for m in network.modules() if isinstance(m, nn.ModuleList)]
     # What is inside comes before what holds it, as fully_shard asks.
     for block in dict.fromkeys(child for many in reversed(lists) for child in many):
