@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gendiff.errors import CheckpointError
+from gendiff.errors import CheckpointError, reason
 
 STATE, WEIGHTS, MANIFEST = "state.pt", "model.safetensors", "manifest.json"
 
@@ -33,14 +34,58 @@ def save(
     metadata: Mapping[str, str],
     keep: int,
 ) -> Path:
-    """Writes the checkpoint of a step and deletes all but the newest ``keep``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob("*.tmp"):
-        shutil.rmtree(leftover)
+    """Writes the checkpoint of a step and deletes all but the newest ``keep``.
+
+    Raises:
+        CheckpointError: It cannot be written; those before are as they were.
+    """
     final = folder / f"step-{step:08d}"
     temporary = final.with_suffix(".tmp")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob("*.tmp"):
+            shutil.rmtree(leftover)
+        _write(temporary, state, weights, metadata)
+        if final.exists():  # the same step, saved again after a resume from an older one
+            _discard(final)
+        temporary.rename(final)
+        _flush(folder)
+        for old in steps(folder)[:-keep]:
+            _discard(old)
+    # torch and safetensors have errors of their own for a disk that is full.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(
+            f"checkpoint {final} cannot be written: {_why(error)}. Those before it are as they "
+            "were: make room there, then give the same command again"
+        ) from error
+    return final
+
+
+def _why(error: BaseException) -> str:
+    """The reason of the system, which torch's own error may hide."""
+    system: BaseException | None = error
+    while system is not None and not isinstance(system, OSError):
+        system = system.__context__
+    return reason(system or error)
+
+
+def _discard(path: Path) -> None:
+    """Deletes a checkpoint so that no half of it is ever seen under its name."""
+    aside = path.with_name(f"{path.name}.old.tmp")
+    path.rename(aside)
+    shutil.rmtree(aside)
+
+
+def _write(
+    temporary: Path,
+    state: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+) -> None:
     temporary.mkdir()
-    torch.save(dict(state), temporary / STATE)
+    with (temporary / STATE).open("wb") as file:
+        torch.save(dict(state), file)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     save_file(tensors, temporary / WEIGHTS, dict(metadata))
     manifest = {name: _fingerprint(temporary / name) for name in (STATE, WEIGHTS)}
@@ -48,13 +93,6 @@ def save(
     for path in temporary.iterdir():
         _flush(path)
     _flush(temporary)
-    if final.exists():  # the same step, saved again after a resume from an older one
-        shutil.rmtree(final)
-    temporary.rename(final)
-    _flush(folder)
-    for old in steps(folder)[:-keep]:
-        shutil.rmtree(old)
-    return final
 
 
 def _flush(path: Path) -> None:
@@ -89,6 +127,11 @@ def check(path: Path) -> None:
     for name in (STATE, WEIGHTS):
         if not (path / name).is_file() or _fingerprint(path / name) != manifest.get(name):
             raise CheckpointError(f"checkpoint {path} is damaged: {name} is not what was written")
+
+
+def manifest(path: Path) -> str:
+    """Sizes and fingerprints of a checkpoint's files, as text: other weights, another text."""
+    return (path / MANIFEST).read_text()
 
 
 def newest(folder: Path, warn: Callable[[str], None]) -> Path | None:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from gendiff import __version__
-from gendiff.errors import ConfigError, GendiffError
+from gendiff.errors import ConfigError, GendiffError, OtherProcessError
+
+PREVIEW = 1024  # samples of a preview at most
 
 
 class Commands(click.Group):
@@ -28,7 +31,7 @@ class Commands(click.Group):
         except GendiffError as error:
             if ctx.params.get("debug"):
                 traceback.print_exc()
-            for line in str(error).splitlines():
+            for line in [] if isinstance(error, OtherProcessError) else str(error).splitlines():
                 click.echo(f"error: {line}", err=True)
             ctx.exit(2)
         except KeyboardInterrupt:
@@ -86,22 +89,26 @@ def train(
 
     chosen = plugins.modality(modality)
     resolved = config.resolve(chosen, files, overrides)
-    from gendiff import generate, runs
+    from gendiff import distributed, generate, runs
     from gendiff import train as training
 
-    generate.pick_device(resolved.device)  # a wrong one is said before anything is made
-    report = chosen.prepare(getattr(resolved, chosen.name))
-    console.say(f"data: {report.summary}")
-    for line in report.warnings:
-        console.warn(line)
-    if dry_run:
-        run = runs.Run(runs.folder_of(chosen, resolved), chosen, resolved, report.facts)
-        for line in training.dry_run(run):
-            console.say(line)
-        console.say("dry run: all is well, nothing was written")
-        return
-    run = runs.start(chosen, resolved, report.facts, accept_changes)
-    if training.train(run):
+    device = generate.pick_device(resolved.device)  # a wrong one is said before anything is made
+    with distributed.joined(device) as world:
+        console.out.quiet = not world.first
+        section = getattr(resolved, chosen.name)
+        report = distributed.one_before_the_others(lambda: chosen.prepare(section))
+        console.say(f"data: {report.summary}")
+        for line in report.warnings if world.first else ():
+            console.warn(line)
+        if dry_run:
+            run = runs.Run(runs.folder_of(chosen, resolved), chosen, resolved, report.facts)
+            for line in training.dry_run(run):
+                console.say(line)
+            console.say("dry run: all is well, nothing was written")
+            return
+        run = runs.start(chosen, resolved, report.facts, accept_changes)
+        complete = training.train(run)
+    if complete:
         console.say(f"trained: {run.folder}")
         pictures = sorted(run.samples.glob("step-*.png"))
         if pictures:
@@ -209,6 +216,12 @@ def _load(folder: Path, options: dict[str, Any]) -> Any:
 
 def _making(function: Any) -> Any:
     for decorator in (
+        click.option(
+            "--shard",
+            "share",
+            metavar="I/N",
+            help="Make share I of N, 0/N to N-1/N; under torchrun each process makes its own.",
+        ),
         click.option("--film", is_flag=True, help="Also draw how sample 0 came about, as a GIF."),
         click.option(
             "--out",
@@ -245,7 +258,9 @@ def _making(function: Any) -> Any:
 @main.command()
 @_making
 def sample(folder: Path, count: int | None, **options: Any) -> None:
-    """Draw samples from a run: a file each, and a preview of all.
+    """Draw samples from a run: a file each, and a preview of all, up to 1024.
+
+    Killed, the same command goes on with the files that are missing.
 
     \b
     gendiff sample runs/NAME/default -n 100 --steps 20 --cond label=7
@@ -278,8 +293,9 @@ def edit(folder: Path, count: int | None, **options: Any) -> None:
 
 
 def _make_samples(folder: Path, count: int, options: dict[str, Any]) -> None:
-    from gendiff import console, generate, runs
+    from gendiff import console, generate, runs, shards
     from gendiff.spaces import join
+    from gendiff.world import from_environment, parse_shard
 
     model = _load(folder, options)
     run = runs.writing(model.run, _pairs(options["outputs"]))
@@ -296,25 +312,38 @@ def _make_samples(folder: Path, count: int, options: dict[str, Any]) -> None:
     seed, out = options["seed"], options["out"]
     name = f"seed-{seed}" if wish.source is None else f"{wish.source.stem}-seed-{seed}"
     out = out or model.run.folder / "generated" / name
-    ids = list(range(count))
+    share = options.get("share")
+    world = from_environment() if share is None else parse_shard(share)
+    files = shards.Files(out, world, model.identity(settings, seed, wish, options["ema_width"]))
+    missing = files.missing(count)
+    shown = list(range(min(count, PREVIEW)))
     batches: list[Any] = []
-    paths: list[Path] = []
-    with console.progress(count, 0, "samples") as bar:
-        for batch in model.batches(ids, settings, seed, wish):
+    done = 0
+    with console.progress(len(missing), 0, "samples") as bar:
+        for batch in model.batches(missing, settings, seed, wish):
             batch = batch.to("cpu")
-            if not batches:
-                _make_folder(out)
-            done = len(paths)
-            size = batch.space.batch_size
-            paths += run.modality.write(
-                run.section, run.facts, batch, out, ids[done : done + size]
-            )
-            batches.append(batch)
-            bar(done + size)
-    preview = run.modality.preview(run.section, run.facts, join(batches), out / "preview.png")
+            ids = missing[done : done + batch.space.batch_size]
+            files.add(ids, partial(run.modality.write, run.section, run.facts, batch, ids=ids))
+            if done < PREVIEW:
+                batches.append(batch)
+            done += len(ids)
+            bar(done)
+    if not world.first:
+        console.say(f"{done} samples of share {world.rank}/{world.size} in {out}")
+        return
+    picture = out / "preview.png"
+    if done or not picture.exists():
+        if missing[: len(shown)] != shown:  # some were made before, or by others
+            batches = [b.to("cpu") for b in model.batches(shown, settings, seed, wish)]
+        preview = join(batches)
+        if preview.space.batch_size > len(shown):
+            preview = preview.select(shown)
+        run.modality.preview(run.section, run.facts, preview, picture)
+    files.close()
     calls = model.calls(settings, wish)
-    console.say(f"{count} samples in {out} ({calls} network calls each)")
-    console.say(f"preview: {preview}")
+    whose = f"{done} samples of share 0/{world.size}" if world.size > 1 else f"{count} samples"
+    console.say(f"{whose} in {out} ({calls} network calls each)")
+    console.say(f"preview: {picture}")
     if options["film"]:
         frames = model.film(0, settings, seed, wish)
         path = run.modality.film(run.section, run.facts, frames, out / "film.gif")
@@ -334,13 +363,6 @@ def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigError(f"--toward {name}: a number is needed, got {value!r}")
     return float(value)
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out {path} cannot be made: {error.strerror}") from None
 
 
 @main.command()
@@ -369,15 +391,19 @@ def evaluate(
 
     The verdict says whether samples look untrained, collapsed to a part of the data, or memorised.
     """
+    from gendiff import console, distributed, runs
     from gendiff import evaluate as judging
-    from gendiff import runs
 
     model = _load(folder, options)
     settings = _settings(model, options)
     n = count or model.run.modality.sample_count(model.run.facts)
-    result = judging.evaluate(
-        model, settings, n, options["seed"], runs.cache_folder(), items or 0, ode_steps
-    )
+    with distributed.joined(model.device) as world:
+        console.out.quiet = not world.first
+        result = judging.evaluate(
+            model, settings, n, options["seed"], runs.cache_folder(), items or 0, ode_steps
+        )
+        if not world.first:
+            return
     judging.show(result)
     click.echo(f"written to {model.run.folder / 'evaluation.json'}")
 

@@ -181,6 +181,9 @@ class TrainConfig(Section):
     steps: int = _option(10_000, "optimiser steps", ge=1)
     batch_size: int = _option(128, "samples of a step", ge=1)
     accumulate: int = _option(1, "parts into which a step's batch is cut to save memory", ge=1)
+    parallel: Literal["ddp", "fsdp"] = _option(
+        "ddp", "under torchrun: ddp copies the network to every process, fsdp shards it"
+    )
     lr: float = _option(1e-3, "AdamW's learning rate", gt=0)
     lr_decay: Literal["constant", "cosine", "linear"] = _option(
         "constant", "to 0 at the last step"
@@ -263,6 +266,7 @@ VOLATILE = (
     "device",
     "distill.teacher",
     "train.workers",
+    "train.parallel",
     "train.log_every_steps",
     "train.keep_checkpoints",
     "train.checkpoint_every_steps",

@@ -17,9 +17,9 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(text: str, log: Path | None = None) -> None:
-    """Prints a line, and appends it to a log file."""
+    """Prints a line, and appends it to a log file; neither where ``out.quiet`` is set."""
     out.print(text, markup=False)
-    if log is not None:
+    if log is not None and not out.quiet:
         with log.open("a") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from gendiff.noise import derive_seed, generator
 from gendiff.spaces import Batch
+from gendiff.world import ALONE, World
 
 Key = tuple[int, int]  # index of an item, seed of its augmentation
 
@@ -29,10 +31,15 @@ class VisitOrder(Sampler[list[Key]]):
         batch_size: Items of a batch.
         seed: The run's seed.
         first: Number of the first batch; batch k holds the visits k B to (k + 1) B - 1.
+        world: Batches are dealt out to processes in turn: the k-th of this one's is batch
+            ``k size + rank``.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int, first: int = 0) -> None:
+    def __init__(
+        self, length: int, batch_size: int, seed: int, first: int = 0, world: World = ALONE
+    ) -> None:
         self.length, self.batch_size, self.seed, self.first = length, batch_size, seed, first
+        self.world = world
         self._epoch, self._permutation = -1, torch.empty(0)
 
     def key(self, visit: int) -> Key:
@@ -44,10 +51,9 @@ class VisitOrder(Sampler[list[Key]]):
         return int(self._permutation[position]), derive_seed("item", self.seed, visit)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        visit = self.first * self.batch_size
-        while True:
+        for batch in count(self.first):
+            visit = (batch * self.world.size + self.world.rank) * self.batch_size
             yield [self.key(v) for v in range(visit, visit + self.batch_size)]
-            visit += self.batch_size
 
 
 class InOrder(Sampler[list[Key]]):

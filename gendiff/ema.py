@@ -30,6 +30,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from gendiff.distributed import local, present, state_of
 from gendiff.errors import CheckpointError
 
 LARGEST_WIDTH = 12**-0.5  # sigma_rel at gamma = 0
@@ -48,12 +49,7 @@ class EMA:
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
         self.half_life_steps = half_life_steps
         self.warmup = warmup
-        self._pairs(module)
-
-    def _pairs(self, module: nn.Module) -> None:
-        self._averages: list[Tensor] = list(self.module.parameters())
-        self._sources = list(module.parameters())
-        self._buffers = list(zip(self.module.buffers(), module.buffers(), strict=True))
+        self._source = module
 
     def decay(self, step: int) -> float:
         """D at step ``step``, counted from 1."""
@@ -63,9 +59,12 @@ class EMA:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Takes in the parameters after step ``step``."""
-        sources = [p.detach() for p in self._sources]
-        torch._foreach_lerp_(self._averages, sources, 1 - self.decay(step))
-        for average, source in self._buffers:
+        # Asked anew each time: sharding puts other tensors in the place of the parameters.
+        averages, sources = (
+            [local(p) for p in module.parameters()] for module in (self.module, self._source)
+        )
+        torch._foreach_lerp_(averages, sources, 1 - self.decay(step))
+        for average, source in zip(self.module.buffers(), self._source.buffers(), strict=True):
             average.copy_(source)
 
 
@@ -124,13 +123,15 @@ def mixture(profiles: Sequence[tuple[float, float]], t: float, gamma: float) -> 
 
 
 def save_snapshot(folder: Path, step: int, averages: Sequence[PowerEMA]) -> None:
-    """Writes the averages of a step, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes the averages of a step, whole or not at all; process 0 does."""
     tensors = {
         f"{i}.{name}": value.detach().cpu().contiguous()
         for i, average in enumerate(averages)
-        for name, value in average.module.state_dict().items()
+        for name, value in state_of(average.module).items()
     }
+    if not present().first:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:08d}.safetensors"
     temporary = path.with_suffix(".tmp")
     widths = json.dumps([average.width for average in averages])

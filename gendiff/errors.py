@@ -41,6 +41,21 @@ class NonFiniteError(GendiffError):
     """Training produced non-finite losses or gradients several times in a row."""
 
 
+class OtherProcessError(GendiffError):
+    """Another process of the group failed, and has said why."""
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, in one line: of an OSError the file and what is wrong with it."""
+    if isinstance(error, OSError) and error.strerror:
+        name = f"{error.filename}: " if error.filename else ""
+        return name + error.strerror
+    # A data loader's worker puts the traceback before what it says.
+    said = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    kind, _, text = said.partition(": ")
+    return text if text and kind.endswith("Error") and " " not in kind else said
+
+
 def suggest(word: str, valid: Collection[str]) -> str:
     """`` Did you mean 'x'?`` or the list of what is valid, to be put behind a message."""
     close = difflib.get_close_matches(word, list(valid), 1, 0.5)

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from gendiff import console, metrics
+from gendiff import console, distributed, metrics
 from gendiff.config import SampleConfig
 from gendiff.data import InOrder, loader
-from gendiff.generate import Model, make_objective
+from gendiff.generate import BLOCK, Model, make_objective
 from gendiff.likelihood import ode_log_likelihood
 from gendiff.metrics import Reals
 from gendiff.modality import Features, Measure
@@ -37,6 +37,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Draws n samples, measures, and writes ``evaluation.json`` into the run.
 
+    In a group of processes (:mod:`gendiff.distributed`) each draws its share; process 0 does the
+    rest, and the others return an empty result.
+
     Args:
         model: The model.
         settings: How to sample.
@@ -50,12 +53,20 @@ def evaluate(
         SamplingError: The likelihood cannot be had for the run's schedule.
     """
     run = model.run
-    batches = []
-    with console.progress(n, 0, "samples") as bar:
-        for batch in model.batches(list(range(n)), settings, seed):
-            batches.append(batch.to("cpu"))
-            bar(sum(b.space.batch_size for b in batches))
-    measures = judge(run, join(batches), cache, seed)
+    world = distributed.present()
+    ids = [i for i in range(n) if world.owns(i // BLOCK)]
+    batches: list[tuple[int, Batch]] = []  # with the id of its first sample
+    done = 0
+    with console.progress(len(ids), 0, "samples") as bar:
+        for batch in model.batches(ids, settings, seed):
+            batches.append((ids[done], batch.to("cpu")))
+            done += batch.space.batch_size
+            bar(done)
+    shares = distributed.collect(batches)
+    if not world.first:
+        return {}
+    batches = sorted((b for share in shares for b in share), key=lambda pair: pair[0])
+    measures = judge(run, join([b for _, b in batches]), cache, seed)
     result = {
         "step": model.step,
         "samples": n,

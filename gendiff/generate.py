@@ -9,6 +9,7 @@ On an accelerator batches are of the size asked for, and samples agree up to its
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gendiff import checkpoint, config, console, ema, runs
+from gendiff import checkpoint, config, console, distributed, ema, runs
 from gendiff.config import DrawConfig, SampleConfig
 from gendiff.denoiser import Denoiser
 from gendiff.editing import Kept, Translated, time_of_noise
@@ -32,6 +33,7 @@ from gendiff.samplers import State, adds_noise, make_table, sample, start, state
 from gendiff.schedules import Schedule
 from gendiff.spaces import Batch, Cond, Space, join
 from gendiff.steering import Matched
+from gendiff.world import from_environment
 
 BLOCK = 16  # rows from which oneDNN's and MKL's kernels treat every row of a batch alike
 
@@ -88,6 +90,23 @@ class Model:
     def name(self) -> str:
         """Run and step."""
         return f"{self.run.folder}@{self.step}"
+
+    def identity(
+        self, settings: SampleConfig, seed: int, wish: Wish, ema_width: float | None = None
+    ) -> str:
+        """All that a sample depends on but its id: equal texts mean equal samples.
+
+        ``ema_width`` is what the model was loaded with.
+        """
+        parts = [settings.model_dump_json(exclude={"batch_size", "preview"}), str(ema_width)]
+        parts += [str(seed), repr(wish)]
+        if wish.source is not None and wish.source.is_file():
+            parts.append(hashlib.sha256(wish.source.read_bytes()).hexdigest())
+        models = [self] if self.guide is None else [self, self.guide]
+        for model in models:
+            path = checkpoint.at(model.run.checkpoints, model.step)
+            parts += [model.name, checkpoint.manifest(path)]
+        return "\n".join(parts)
 
     def guided_by(self, guide: Model) -> Model:
         """This model with a weaker one for autoguidance (Karras et al., 2024).
@@ -365,7 +384,8 @@ def make_objective(run: Run) -> Objective:
 def pick_device(name: str, threads: int = 0) -> torch.device:
     """``auto`` takes CUDA, then MPS, then the CPU; sets the CPU's threads where asked to.
 
-    The number of threads is part of what a CPU's bits depend on.
+    The number of threads is part of what a CPU's bits depend on. Of several processes on a
+    machine each takes the GPU of its number.
 
     Raises:
         ConfigError: There is no such device.
@@ -376,6 +396,8 @@ def pick_device(name: str, threads: int = 0) -> torch.device:
             if torch.cuda.is_available()
             else ("mps" if torch.backends.mps.is_available() else "cpu")
         )
+    if name == "cuda" and (world := from_environment()).size > 1:
+        name = f"cuda:{world.local_rank}"
     if threads:
         torch.set_num_threads(threads)
     try:
@@ -444,7 +466,7 @@ def restore(network: nn.Module, weights: Mapping[str, torch.Tensor], path: Path)
         CheckpointError: They do not fit the network.
     """
     try:
-        network.load_state_dict(weights)
+        distributed.load_state(network, weights)
     except RuntimeError as error:
         first = str(error).splitlines()[1:2] or [str(error)]
         raise CheckpointError(

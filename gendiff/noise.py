@@ -61,31 +61,49 @@ class Streams:
         """See :class:`NoiseSource`. ``draw`` numbers the draws: 0 the start, then one a step."""
         if len(rows) != len(self.ids):
             raise ValueError(f"{len(self.ids)} streams for {len(rows)} samples")
-        out = torch.empty(sum(rows), *width, dtype=self.dtype)
-        gen = torch.Generator()
-        start = 0
-        for sample, count in zip(self.ids, rows, strict=True):
-            gen.manual_seed(derive_seed("sample", self.seed, sample, draw))
-            torch.randn(
-                count, *width, generator=gen, dtype=self.dtype, out=out[start : start + count]
-            )
-            start += count
-        return out.to(self.device)
+        seeds = [derive_seed("sample", self.seed, sample, draw) for sample in self.ids]
+        return _drawn(seeds, rows, width, torch.device("cpu"), self.dtype).to(self.device)
 
 
 @dataclass(frozen=True)
 class StepNoise:
-    """One stream for a whole training batch, on its device: a function of (seed, draw, rank).
+    """One stream per sample of a training step: a function of (seed, step, position).
 
-    ``draw`` is the training step's number.
+    The position is a sample's place in the step's whole batch, so the noise is the same however
+    that batch is cut into parts and dealt out to processes. Drawn on the device: what a card draws
+    need not be what another would.
+
+    Args:
+        seed: The run's seed; ``draw`` is the step.
+        first: Position of this part's first sample in the whole batch.
+        device: Where the noise is drawn and needed.
+        dtype: Its dtype.
     """
 
     seed: int
-    rank: int = 0
+    first: int = 0
     device: torch.device | str = "cpu"
     dtype: torch.dtype = torch.float32
 
     def normal(self, rows: Sequence[int], width: tuple[int, ...], draw: int) -> Tensor:
         """See :class:`NoiseSource`."""
-        gen = generator("train", self.seed, draw, self.rank, device=self.device)
-        return torch.randn(sum(rows), *width, generator=gen, device=self.device, dtype=self.dtype)
+        seeds = [derive_seed("train", self.seed, draw, self.first + i) for i in range(len(rows))]
+        return _drawn(seeds, rows, width, torch.device(self.device), self.dtype)
+
+
+def _drawn(
+    seeds: Sequence[int],
+    rows: Sequence[int],
+    width: tuple[int, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Normal numbers (sum of ``rows``, *width), those of each sample from a seed of its own."""
+    out = torch.empty(sum(rows), *width, device=device, dtype=dtype)
+    gen = torch.Generator(device)
+    start = 0
+    for seed, count in zip(seeds, rows, strict=True):
+        part = out[start : start + count]
+        torch.randn(part.shape, generator=gen.manual_seed(seed), out=part)
+        start += count
+    return out

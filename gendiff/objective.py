@@ -410,13 +410,14 @@ class Objective:
     def draw(self, count: int, seed: int, step: int, slot: int = 0, slots: int = 1) -> Tensor:
         """Uniform numbers (count,) in (0, 1), float64: part ``slot`` of ``slots`` of the step's.
 
-        A slot is a rank's accumulation step: together the slots' numbers are stratified.
+        A slot is an accumulation step of a process. The slots' numbers together are stratified,
+        and they are the same however the step's batch is cut into slots.
         """
         total = count * slots
         u = torch.rand(total, generator=generator("times", seed, step), dtype=torch.float64)
         if self.stratified:
             u = (torch.arange(total, dtype=torch.float64) + u) / total
-        return u[slot::slots].clamp(min=1e-12, max=1 - 1e-12)
+        return u[slot * count :][:count].clamp(min=1e-12, max=1 - 1e-12)
 
     def log_weight(self, denoiser: Denoiser, t: Tensor) -> Tensor:
         """Log w on the squared error of x_hat at times (B,), of the shape of the log-SNR."""
@@ -455,8 +456,9 @@ class Objective:
         t, importance = self.times.draw(u, denoiser.schedule, history)
         cond = batch.cond
         if cond is not None and self.cond_dropout:
-            gen = generator("dropout", seed, step, slot)
-            hidden = torch.rand(space.batch_size, generator=gen) < self.cond_dropout
+            count = space.batch_size
+            chance = torch.rand(count * slots, generator=generator("dropout", seed, step))
+            hidden = chance[slot * count :][:count] < self.cond_dropout
             cond = cond.drop(hidden.to(x.device))
         eps = space.noise(noise, step) if batch.eps is None else batch.eps
         return self.at(denoiser, Batch(x, space, cond), t, eps, importance)

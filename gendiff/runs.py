@@ -6,11 +6,16 @@ versions, command line), ``log.txt``, ``metrics.jsonl``, ``samples/`` and ``chec
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
+import platform
 import shlex
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +24,9 @@ import yaml
 
 import gendiff
 from gendiff import config as configuration
-from gendiff import plugins
+from gendiff import distributed, plugins
 from gendiff.config import RunConfig
-from gendiff.errors import ConfigError, RunError
+from gendiff.errors import ConfigError, RunError, reason
 from gendiff.modality import Modality
 
 
@@ -85,16 +90,23 @@ def folder_of(modality: Modality, config: RunConfig) -> Path:
 def start(
     modality: Modality, config: RunConfig, facts: Mapping[str, Any], accept_changes: bool = False
 ) -> Run:
-    """Makes the folder of a new run, or opens that of a run to be resumed.
+    """Makes the folder of a new run, or opens that of a run to be resumed; process 0 does.
 
     Raises:
-        RunError: The folder cannot be written, or holds a run of another configuration.
+        RunError: The folder cannot be written, is in use by another process, or holds a run of
+            another configuration.
     """
     folder = folder_of(modality, config)
     run = Run(folder, modality, config, json.loads(json.dumps(dict(facts))))
+    distributed.by_first(lambda: _make(run, accept_changes))
+    return run
+
+
+def _make(run: Run, accept_changes: bool) -> None:
+    folder = run.folder
     if (folder / "run.json").exists():
-        new = configuration.dump(config)
-        changes = configuration.differences(_read_config(folder), new, modality)
+        now = configuration.dump(run.config)
+        changes = configuration.differences(_read_config(folder), now, run.modality)
         if changes and not accept_changes:
             raise RunError(
                 f"{folder} was made with another configuration ({'; '.join(changes)}). "
@@ -102,13 +114,63 @@ def start(
             )
     try:
         run.samples.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "config.yaml", _config_text(run))
-        write_atomically(folder / "run.json", json.dumps(_provenance(run), indent=1))
+        with locked(folder):
+            write_atomically(folder / "config.yaml", _config_text(run))
+            write_atomically(folder / "run.json", json.dumps(_provenance(run), indent=1))
     except OSError as error:
         raise RunError(
-            f"run folder {folder} cannot be written: {error.strerror}. Choose another with out=…"
+            f"run folder {folder} cannot be written: {reason(error)}. Choose another with out=…"
         ) from None
-    return run
+
+
+ORPHANS_END_SECONDS = 10.0  # a killed process's data workers hold its lock until they notice
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Inside, this process alone may write the run; the lock ends with the process.
+
+    Raises:
+        RunError: Another process holds it.
+        OSError: The folder cannot be written.
+    """
+    with (folder / "lock").open("a+") as file:
+        deadline = time.monotonic() + ORPHANS_END_SECONDS
+        while not _take(file.fileno()):
+            file.seek(0)
+            owner, _, host = file.read().strip().partition(" on ")
+            gone = host == platform.node() and not _alive(owner)
+            if not gone or time.monotonic() > deadline:
+                raise RunError(
+                    f"{folder} is in use: process {owner or 'unknown'} on {host or 'unknown'} "
+                    "trains it. Stop that one, or give the new run a name (name=…)"
+                )
+            time.sleep(0.1)
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
+
+
+def _take(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise  # else a file system without locks, which is no reason not to train
+    return True
+
+
+def _alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:  # it is, and another person's
+        return True
+    return True
 
 
 def load(folder: Path) -> Run:

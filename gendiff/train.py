@@ -11,7 +11,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -20,16 +20,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gendiff import checkpoint, console, plugins
+from gendiff import checkpoint, console, distributed, plugins
 from gendiff.config import TrainConfig
 from gendiff.data import VisitOrder, loader
 from gendiff.ema import EMA, PowerEMA, save_snapshot, snapshots
-from gendiff.errors import CheckpointError, NonFiniteError
+from gendiff.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    GendiffError,
+    NonFiniteError,
+    RunError,
+    reason,
+)
 from gendiff.generate import Model, make_denoiser, make_objective, pick_device, restore, use_bf16
 from gendiff.noise import StepNoise, derive_seed
 from gendiff.objective import Loss
 from gendiff.pairs import Pairs
-from gendiff.runs import MetricsLog, Run
+from gendiff.runs import MetricsLog, Run, locked
 from gendiff.spaces import Batch, join
 
 PATIENCE = 20  # non-finite steps in a row after which training stops
@@ -39,7 +47,7 @@ class StepResult(NamedTuple):
     """What a step gives to whoever iterates."""
 
     step: int  # counted from 1: the number of steps done
-    loss: Loss
+    loss: Loss  # of this process's samples
     grad_norm: Tensor
     skipped: bool
 
@@ -47,16 +55,27 @@ class StepResult(NamedTuple):
 class Trainer:
     """Network, average, optimiser and data of a run, and the step that moves them.
 
+    In a group of processes (:mod:`gendiff.distributed`) each has a trainer, all do the same
+    steps, and each sees its share of every batch. :meth:`model`, :meth:`save` and :meth:`restore`
+    are then called in all.
+
     Args:
         run: The run.
 
     Raises:
-        ConfigError: The device is absent.
+        ConfigError: The device is absent, or the batch cannot be dealt out.
     """
 
     def __init__(self, run: Run) -> None:
         config = run.config.train
         self.run, self.config = run, config
+        self.world = distributed.present()
+        self.slots = config.accumulate * self.world.size  # parts of a step's batch
+        if config.batch_size % self.slots:
+            raise ConfigError(
+                f"train.batch_size: {config.batch_size} cannot be dealt out to {self.world.size} "
+                f"processes in {config.accumulate} parts each. Use a multiple of {self.slots}"
+            )
         self.device = pick_device(run.config.device, run.config.threads)
         self.autocast = use_bf16(config.precision, self.device)
         torch.manual_seed(derive_seed("init", run.config.seed))
@@ -65,7 +84,14 @@ class Trainer:
         self.power_emas = [PowerEMA(self.network, width) for width in config.ema_widths]
         if config.compile:
             self.network.compile()
-        self.denoiser = make_denoiser(run, self.network)
+        self.caller = self.network  # what the loss calls
+        self.sharded = self.world.size > 1 and config.parallel == "fsdp"
+        if self.sharded:
+            for module in (self.network, self.ema.module, *(e.module for e in self.power_emas)):
+                distributed.share_out(module, self.device)
+        elif self.world.size > 1:
+            self.caller = distributed.average_gradients(self.network)
+        self.denoiser = make_denoiser(run, self.caller)
         self.objective = make_objective(run)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(),
@@ -79,6 +105,7 @@ class Trainer:
         self.step = 0
         self.elapsed = 0.0
         self.skipped = 0  # non-finite steps in a row
+        self.spoilt: set[int] = set()  # items of data that were found to be not finite
 
     def steps(self) -> Iterator[StepResult]:
         """Trains from where the trainer stands to the last step.
@@ -94,59 +121,83 @@ class Trainer:
             yield result
 
     def batches(self) -> Iterator[Batch]:
-        """The data from the present step on; ``accumulate`` batches make a step."""
-        config, run = self.config, self.run
-        data: Any
-        collate: Callable[[Sequence[Any]], Batch]
-        if run.config.distill is None:
-            data = run.modality.dataset(run.section, run.facts, "train")
-            collate = partial(run.modality.collate, run.section, run.facts)
-        else:
-            data, collate = Pairs(run.pairs, run.config.distill.pairs), join
-        size = config.batch_size // config.accumulate
-        order = VisitOrder(len(data), size, run.config.seed, self.step * config.accumulate)
-        for batch in loader(data, collate, order, config.workers):
-            yield batch.to(self.device)
+        """This process's data from the present step on; ``accumulate`` batches make a step.
+
+        Raises:
+            DataError: An item cannot be read any more.
+        """
+        config = self.config
+        data, collate = self._source()
+        order = self._order(len(data))
+        try:
+            for batch in loader(data, collate, order, config.workers):
+                yield batch.to(self.device)
+        except (OSError, DataError) as error:
+            raise DataError(f"data cannot be read any more: {reason(error)}") from error
+
+    def _source(self) -> tuple[Any, Callable[[Sequence[Any]], Batch]]:
+        """The items to be learnt, and how they become a batch."""
+        run = self.run
+        if run.config.distill is not None:
+            return Pairs(run.pairs, run.config.distill.pairs), join
+        data = run.modality.dataset(run.section, run.facts, "train")
+        return data, partial(run.modality.collate, run.section, run.facts)
+
+    def _order(self, length: int) -> VisitOrder:
+        size, first = self.config.batch_size // self.slots, self.step * self.config.accumulate
+        return VisitOrder(length, size, self.run.config.seed, first, self.world)
 
     def advance(self, parts: list[Batch]) -> StepResult:
-        """One optimiser step over the parts of a batch."""
+        """One optimiser step over this process's parts of a batch."""
         config, seed, step = self.config, self.run.config.seed, self.step
-        torch.manual_seed(derive_seed("step", seed, step))  # dropout inside the network
         self.network.train()
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * lr_factor(config, step)
         losses = []
-        for slot, batch in enumerate(parts):
-            noise = StepNoise(seed, slot, self.device, batch.x.dtype)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                loss = self.objective(
-                    self.denoiser,
-                    batch,
-                    noise,
-                    history=self.history,
-                    seed=seed,
-                    step=step,
-                    slot=slot,
-                    slots=len(parts),
-                )
-            (loss.mean / len(parts)).backward()
+        for index, batch in enumerate(parts):
+            slot = index * self.world.size + self.world.rank
+            first = slot * batch.space.batch_size  # in the step's whole batch
+            torch.manual_seed(derive_seed("step", seed, step, first))  # dropout in the network
+            noise = StepNoise(seed, first, self.device, batch.x.dtype)
+            last = index == len(parts) - 1
+            with nullcontext() if last else distributed.without_talk(self.caller):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+                    loss = self.objective(
+                        self.denoiser,
+                        batch,
+                        noise,
+                        history=self.history,
+                        seed=seed,
+                        step=step,
+                        slot=slot,
+                        slots=self.slots,
+                    )
+                (loss.mean / len(parts)).backward()
             losses.append(loss)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_norm or math.inf)
+        norm = distributed.whole(
+            torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_norm or math.inf)
+        )
         finite = bool(torch.isfinite(norm))
         if finite:
             self.optimizer.step()
             self.skipped = 0
         else:
             self.skipped += 1
+            self._look_for_spoilt_items(parts)
         self.optimizer.zero_grad()
         self.step += 1
         for average in (self.ema, *self.power_emas):
             average.update(self.step)
         if self.skipped >= PATIENCE:
+            cure = (
+                f"Mend these items of the data: {sorted(self.spoilt)[:10]}"
+                if self.spoilt
+                else "Lower train.lr, or set train.precision=fp32"
+            )
             raise NonFiniteError(
                 f"the gradient was not finite {PATIENCE} times in a row, last at step {self.step} "
                 f"(visits {step * config.batch_size} to {self.step * config.batch_size - 1}). "
-                "Lower train.lr, or set train.precision=fp32"
+                f"{cure}"
             )
         both = Loss(
             torch.stack([loss.mean.detach() for loss in losses]).mean(),
@@ -154,43 +205,84 @@ class Trainer:
             torch.cat([loss.log_snr for loss in losses]),
             torch.cat([loss.t for loss in losses]),
         )
-        self.history = self.objective.times.record(self.history, both.t, both.per_sample)
+        if self.history.numel():
+            found = self._of_all(both.t), self._of_all(both.per_sample)
+            self.history = self.objective.times.record(self.history, *found)
         return StepResult(self.step, both, norm, not finite)
 
+    def _of_all(self, values: Tensor) -> Tensor:
+        """The values of all samples of a step, in the order of the whole batch."""
+        if self.world.size == 1:
+            return values
+        parts = distributed.gather(values).unflatten(1, (self.config.accumulate, -1))
+        return parts.transpose(0, 1).flatten()
+
+    def _look_for_spoilt_items(self, parts: list[Batch]) -> None:
+        """Finds and names the data that made a step not finite, if it was the data."""
+        if all(batch.x.isfinite().all() for batch in parts):
+            return
+        order = iter(self._order(len(self._source()[0])))
+        found = set()
+        for batch in parts:
+            for row, (index, _) in enumerate(next(order)):
+                if not batch.select([row]).x.isfinite().all():
+                    found.add(index)
+        if found - self.spoilt:
+            console.warn(
+                f"step {self.step + 1} is skipped: items {sorted(found)} of the data hold values "
+                "that are not finite"
+            )
+        self.spoilt |= found
+
     def model(self) -> Model:
-        """The averaged network, ready to sample."""
-        return Model(self.run, self.ema.module, self.device, self.autocast, self.step)
+        """The averaged network, ready to sample; of a sharded one, in process 0."""
+        network = self.ema.module
+        if self.sharded:
+            weights = distributed.state_of(network)
+            network = self.run.modality.backbone(self.run.section, self.run.facts)
+            network.to(self.device).requires_grad_(False)
+            if self.world.first:
+                network.load_state_dict(weights)
+        return Model(self.run, network, self.device, self.autocast, self.step)
 
     def save(self) -> Path:
-        """Writes a checkpoint of the present step."""
+        """Writes a checkpoint of the present step; process 0 does.
+
+        Raises:
+            CheckpointError: It cannot be written; those before are as they were.
+        """
+        averages = {str(e.width): distributed.state_of(e.module) for e in self.power_emas}
+        weights = distributed.state_of(self.ema.module)
         state = {
             "step": self.step,
             "elapsed": self.elapsed,
             "skipped": self.skipped,
             "history": self.history,
-            "network": self.network.state_dict(),
-            "ema": self.ema.module.state_dict(),
-            "power_emas": {str(e.width): e.module.state_dict() for e in self.power_emas},
-            "optimizer": self.optimizer.state_dict(),
+            "network": distributed.state_of(self.network),
+            "ema": weights,
+            "power_emas": averages,
+            "optimizer": distributed.optimizer_state(self.network, self.optimizer),
         }
         metadata = {
             "modality": self.run.modality.name,
             "step": str(self.step),
             "facts": json.dumps(self.run.facts),
         }
-        return checkpoint.save(
-            self.run.checkpoints,
-            self.step,
-            state,
-            self.ema.module.state_dict(),
-            metadata,
-            self.config.keep_checkpoints,
+        return distributed.by_first(
+            lambda: checkpoint.save(
+                self.run.checkpoints,
+                self.step,
+                state,
+                weights,
+                metadata,
+                self.config.keep_checkpoints,
+            )
         )
 
     def begin(self, weights: Mapping[str, Tensor]) -> None:
         """Sets out from these weights, and so do the averages; they fit the network."""
         for module in (self.network, *(e.module for e in (self.ema, *self.power_emas))):
-            module.load_state_dict(weights)
+            distributed.load_state(module, weights)
 
     def restore(self, path: Path) -> None:
         """Goes on from a checkpoint.
@@ -209,10 +301,10 @@ class Trainer:
                 )
             restore(average.module, state["power_emas"][str(average.width)], path)
         for step, snapshot in snapshots(self.run.ema).items():
-            if step > state["step"]:
+            if step > state["step"] and self.world.first:
                 snapshot.unlink()
         try:
-            self.optimizer.load_state_dict(state["optimizer"])
+            distributed.load_optimizer(self.network, self.optimizer, state["optimizer"])
         except ValueError as error:
             raise CheckpointError(
                 f"checkpoint {path} does not fit the optimiser: {error}"
@@ -259,28 +351,63 @@ def stop_flag() -> Iterator[Callable[[], bool]]:
 
 
 def train(run: Run, weights: Mapping[str, Tensor] | None = None) -> bool:
-    """Trains a run to its last step, or until a signal; True if it is complete.
+    """Trains a run to its last step, or until a signal to any process; True if it is complete.
 
     Goes on from the newest whole checkpoint; without one, from ``weights`` if given. Logs,
     previews and checkpoints go to the run.
+
+    Raises:
+        RunError: Another process trains the run, or its folder cannot be written any more.
+        CheckpointError: A checkpoint cannot be read or written.
+        DataError: The data cannot be read any more.
+        NonFiniteError: See :meth:`Trainer.steps`.
     """
-    log = run.folder / "log.txt"
-    config = run.config.train
     trainer = Trainer(run)
-    path = checkpoint.newest(run.checkpoints, console.warn)
-    if path is not None:
-        trainer.restore(path)
-        console.say(f"resumed from {path}", log)
-    elif weights is not None:
-        trainer.begin(weights)
+    with ExitStack() as stack:
+
+        def enter() -> str | None:
+            stack.enter_context(locked(run.folder))
+            found = checkpoint.newest(run.checkpoints, console.warn)
+            return None if found is None else found.name
+
+        name = distributed.by_first(enter)
+        if name is not None:
+            trainer.restore(run.checkpoints / name)
+        elif weights is not None:
+            trainer.begin(weights)
+        begin = trainer.step
+        try:
+            return _train(trainer, name)
+        except (OSError, DataError) as error:
+            raise _told(trainer, begin, error) from error
+
+
+def _told(trainer: Trainer, begin: int, error: Exception) -> GendiffError:
+    """The finished steps are saved where that is still possible; then what is said of an error."""
+    step, run = trainer.step, trainer.run
+    if trainer.world.size == 1 and step > begin:
+        trainer.save()
+    saved = checkpoint.steps(run.checkpoints)
+    kept = f"{saved[-1].name} is whole" if saved else "there is no checkpoint yet"
+    end = f"at step {step}; {kept}, and the same command goes on from there"
+    if isinstance(error, DataError):
+        return DataError(f"{error} {end}")
+    return RunError(f"{run.folder} cannot be written: {reason(error)} {end}")
+
+
+def _train(trainer: Trainer, resumed: str | None) -> bool:
+    run, world, config = trainer.run, trainer.world, trainer.config
+    log = run.folder / "log.txt"
+    if resumed is not None:
+        console.say(f"resumed from {run.checkpoints / resumed}", log)
     size = sum(p.numel() for p in trainer.parameters)
     console.say(
         f"{size:,} parameters, {trainer.device}, "
-        f"{'bf16' if trainer.autocast else 'fp32'}, {config.steps} steps of "
-        f"{config.batch_size}",
+        f"{'bf16' if trainer.autocast else 'fp32'}, {config.steps} steps of {config.batch_size}"
+        + (f", {world.size} processes ({config.parallel})" if world.size > 1 else ""),
         log,
     )
-    metrics = MetricsLog(run.folder, trainer.step)
+    metrics = MetricsLog(run.folder, trainer.step) if world.first else None
     window: list[StepResult] = []
     mark = (trainer.step, trainer.elapsed)
     with stop_flag() as stop, console.progress(config.steps, trainer.step, "steps") as bar:
@@ -291,16 +418,18 @@ def train(run: Run, weights: Mapping[str, Tensor] | None = None) -> bool:
             last = step == config.steps
             if step % config.log_every_steps == 0 or last:
                 line = summarise(window, trainer, mark)
-                metrics.write(step, line)
+                if metrics is not None:
+                    metrics.write(step, line)
                 console.say(_progress_line(line, step, config.steps), log)
                 window, mark = [], (step, trainer.elapsed)
                 bar(step, f"loss {line['loss']:.4f}")
             if trainer.power_emas and (last or step % config.ema_snapshot_steps == 0):
                 save_snapshot(run.ema, step, trainer.power_emas)
             _preview(trainer, stop)
-            if last or stop() or step % config.checkpoint_every_steps == 0:
+            stopping = distributed.agree(stop(), trainer.device)
+            if last or stopping or step % config.checkpoint_every_steps == 0:
                 saved = trainer.save()
-                if stop():
+                if stopping:
                     console.say(
                         f"stopped on request at step {step}, saved {saved}. "
                         "The same command goes on from there",
@@ -320,18 +449,24 @@ def _due(step: int, every: int) -> bool:
 def summarise(
     window: list[StepResult], trainer: Trainer, mark: tuple[int, float]
 ) -> dict[str, Any]:
-    """Means over a window of steps; the loss also by log-SNR, in bins of width 4."""
-    loss = torch.cat([r.loss.per_sample for r in window]).float().cpu()
-    log_snr = torch.cat([r.loss.log_snr for r in window]).float().cpu()
+    """Means over a window of steps, without those that were skipped, and over all processes.
+
+    The loss also by log-SNR, in bins of width 4.
+    """
+    done = [r for r in window if not r.skipped] or window
+    loss, log_snr = (
+        distributed.gather(torch.cat([v.float() for v in values])).flatten()
+        for values in ([r.loss.per_sample for r in done], [r.loss.log_snr for r in done])
+    )
     bins = {}
     for low in range(-12, 12, 4):
         inside = (log_snr >= low) & (log_snr < low + 4)
         if inside.any():
             bins[f"{low}..{low + 4}"] = round(loss[inside].mean().item(), 6)
-    seconds = trainer.elapsed - mark[1]
+    seconds = max(trainer.elapsed - mark[1], 1e-9)
     return {
-        "loss": torch.stack([r.loss.mean for r in window]).mean().item(),
-        "grad_norm": torch.stack([r.grad_norm for r in window]).mean().item(),
+        "loss": distributed.gather(torch.stack([r.loss.mean for r in done])).mean().item(),
+        "grad_norm": torch.stack([r.grad_norm for r in done]).mean().item(),
         "skipped": sum(r.skipped for r in window),
         "lr": trainer.config.lr * lr_factor(trainer.config, trainer.step - 1),
         "samples_per_second": (trainer.step - mark[0]) * trainer.config.batch_size / seconds,
@@ -355,10 +490,12 @@ def _progress_line(line: dict[str, Any], step: int, total: int) -> str:
 
 def _preview(trainer: Trainer, stop: Callable[[], bool]) -> None:
     """Draws the same samples each time, from the averaged weights, if the step is due for it."""
-    run, model, step = trainer.run, trainer.model(), trainer.step
+    run, step = trainer.run, trainer.step
     path = run.samples / f"step-{step:08d}.png"
-    due = step == trainer.config.steps or _due(step, trainer.config.sample_every_steps)
-    if not due or stop():
+    if step != trainer.config.steps and not _due(step, trainer.config.sample_every_steps):
+        return
+    model = trainer.model()  # in all processes, which one shard may need
+    if stop() or not trainer.world.first:
         return
 
     def poll() -> None:

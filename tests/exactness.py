@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ from oracle_tools import exponential_moment, normal
 MODULES = (
     "schedules", "denoiser", "multistep", "objective", "samplers", "singlestep", "spaces",
     "likelihood", "guidance", "adaptive", "ema", "editing", "pairs", "metrics", "modality",
+    "noise",
 )  # fmt: skip
 
 
@@ -993,6 +995,34 @@ def compared(e: SimpleNamespace) -> None:
         assert said(**values) == names, values
 
 
+def parts_of_a_batch(g: SimpleNamespace) -> None:
+    """A step's loss, times, noise and hidden conditions are those of its parts, in order."""
+    spaces, objective = g.spaces, g.objective.Objective(g.objective.Uniform(), g.objective.V())
+    objective = replace(objective, cond_dropout=0.5)
+    x, hidden = normal(8, 3, seed=1), []
+
+    def net(x: Any, noise: Any, cond: Any, space: Any) -> Any:
+        hidden.append(cond.dropped)
+        return torch.sin(x) + cond.dropped[:, None]
+
+    denoiser = g.denoiser.Denoiser(net, g.schedules.VPLinear(), "v")
+
+    def losses(first: int, count: int, slot: int, slots: int) -> Any:
+        cond = spaces.Cond({"label": torch.zeros(count)})
+        batch = spaces.Batch(x[first : first + count], spaces.Dense((count, 3)), cond)
+        noise = g.noise.StepNoise(4, first, dtype=torch.float64)
+        return objective(denoiser, batch, noise, seed=2, step=7, slot=slot, slots=slots)
+
+    whole = losses(0, 8, 0, 1)
+    for slots in (2, 4, 8):
+        size = 8 // slots
+        parts = [losses(slot * size, size, slot, slots) for slot in range(slots)]
+        near(torch.cat([part.per_sample for part in parts]), whole.per_sample)
+        near(torch.cat([part.t for part in parts]), whole.t)
+        assert torch.equal(torch.cat(hidden[1:]), hidden[0])
+        del hidden[1:]
+
+
 CHECKS: tuple[Callable[[SimpleNamespace], None], ...] = (
     chains,
     power_average,
@@ -1027,4 +1057,5 @@ CHECKS: tuple[Callable[[SimpleNamespace], None], ...] = (
     ode,
     translation,
     compared,
+    parts_of_a_batch,
 )

@@ -7,6 +7,7 @@ import torch
 
 from gendiff.data import InOrder, VisitOrder, loader
 from gendiff.spaces import Batch, Dense
+from gendiff.world import World
 
 
 @pytest.mark.parametrize(("length", "batch"), [(12, 4), (10, 3), (3, 7), (1, 2)])
@@ -25,6 +26,18 @@ def test_each_epoch_is_a_permutation(length: int, batch: int) -> None:
 def test_resuming_is_skipping(first: int) -> None:
     whole = list(islice(VisitOrder(10, 3, seed=5), first + 20))
     assert list(islice(VisitOrder(10, 3, 5, first), 20)) == whole[first:]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_processes_share_the_visits_of_one(ranks: int) -> None:
+    """Steps 2 to 5 of 12 visits each, in two parts each."""
+    whole = [key for b in islice(VisitOrder(10, 12, seed=5, first=2), 4) for key in b]
+    shares = [
+        list(islice(VisitOrder(10, 6 // ranks, 5, 2 * 2, World(rank, ranks)), 4 * 2))
+        for rank in range(ranks)
+    ]
+    dealt = [key for parts in zip(*shares, strict=True) for part in parts for key in part]
+    assert dealt == whole
 
 
 def test_order_depends_on_the_seed_alone() -> None:

@@ -18,6 +18,7 @@ PARTS = (
     "errors", "noise", "levels", "chains", "schedules", "spaces", "denoiser", "grids",
     "tables", "singlestep", "multistep", "samplers", "objective", "likelihood", "guidance",
     "adaptive", "ema", "steering", "editing", "pairs", "metrics", "modality",
+    "distributed", "world",
 )  # fmt: skip
 MUTATIONS = [
     ("pairs", "return z - space", "return z + space"),
@@ -142,6 +143,9 @@ MUTATIONS = [
     ("likelihood", "h / 6 * (d1 + 2 * d2 + 2 * d3 + d4)", "h / 6 * (d1 + d2 + d3 + d4)"),
     ("likelihood", "+ gained + dof * math.log(cos)", "+ gained"),
     ("likelihood", "log(2 * math.pi * variance)", "log(2 * math.pi)"),
+    ("objective", "u[slot * count :][:count]", "u[slot::slots]"),
+    ("objective", "chance[slot * count :][:count]", "chance[:count]"),
+    ("noise", "draw, self.first + i)", "draw, i)"),
     ("spaces", "value[:, : self.centred]) / self.sizes", "value[:, : self.centred])"),
     ("guidance", "torch.lerp(worse, better,", "torch.lerp(better, worse,"),
     ("guidance", "(self.scale - 1) * change", "self.scale * change"),

@@ -72,8 +72,19 @@ def test_moments(source: Streams | StepNoise) -> None:
 def test_step_noise_names() -> None:
     base = StepNoise(0).normal([2, 3], (4,), 1)
     assert torch.equal(base, StepNoise(0).normal([2, 3], (4,), 1))
-    for source, draw in ((StepNoise(1), 1), (StepNoise(0, rank=1), 1), (StepNoise(0), 2)):
+    for source, draw in ((StepNoise(1), 1), (StepNoise(0, first=1), 1), (StepNoise(0), 2)):
         assert not torch.equal(base, source.normal([2, 3], (4,), draw))
+
+
+@pytest.mark.parametrize("cut", [[4, 4], [1, 6, 1], [8]])
+def test_step_noise_does_not_depend_on_how_a_batch_is_cut(cut: list[int]) -> None:
+    rows = [1, 3, 2, 5, 1, 1, 4, 2]
+    whole = StepNoise(3).normal(rows, (2,), 9)
+    parts, first = [], 0
+    for size in cut:
+        parts.append(StepNoise(3, first).normal(rows[first : first + size], (2,), 9))
+        first += size
+    assert torch.equal(torch.cat(parts), whole)
 
 
 def test_one_stream_for_each_sample() -> None:
