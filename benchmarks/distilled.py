@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import gendiff
-from gendiff import config, distillation, plugins, runs, train
+from gendiff import config, distillation, evaluate, plugins, runs, train
 from gendiff.generate import Model
 from gendiff.spaces import join
 
@@ -46,9 +46,7 @@ def judge(model: Model, calls: int, args: argparse.Namespace) -> dict[str, Any]:
     """The modality's measures of samples of so many steps."""
     settings, run = model.settings(steps=calls), model.run
     samples = join(list(model.batches(list(range(args.count)), settings, args.seed)))
-    cache = runs.cache_folder()
-    cache.mkdir(parents=True, exist_ok=True)
-    measures = run.modality.metrics(run.section, run.facts, samples.to("cpu"), cache, args.seed)
+    measures = evaluate.judge(run, samples.to("cpu"), runs.cache_folder(), args.seed)
     return {
         "run": run.config.name,
         "calls": model.calls(settings),

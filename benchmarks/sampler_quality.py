@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import yaml
 
-from gendiff import config, generate
+from gendiff import config, evaluate, generate
 from gendiff.errors import SamplingError
 from gendiff.generate import Model, Wish
 from gendiff.runs import cache_folder, write_atomically
@@ -70,8 +70,7 @@ def cell(model: Model, text: str, calls: int, args: argparse.Namespace) -> dict[
     if settings is None:
         return {**key, "calls": 0, "steps": 0, "value": None}
     samples = draw(model, settings, args)
-    run = model.run
-    measures = run.modality.metrics(run.section, run.facts, samples, cache_folder(), args.seed)
+    measures = evaluate.judge(model.run, samples, cache_folder(), args.seed)
     names = [measure.name for measure in measures]
     if args.measure not in names:
         raise SystemExit(f"--measure: there is no '{args.measure}'. Choose {', '.join(names)}")
