@@ -76,15 +76,16 @@ class SpeechModality(Modality):
             "times": {"name": "log_normal", "mean": -0.4, "std": 1.2},
         },
         "train": {
-            "steps": 1200,
+            "steps": 2000,
             "batch_size": 32,
             "lr": 2e-3,
             "lr_decay": "cosine",
-            "ema_half_life_steps": 50,
+            "ema_half_life_steps": 150,
+            "ema_warmup": 0.1,
             "sample_every_steps": 500,
             "checkpoint_every_steps": 500,
         },
-        "sample": {"preview": 20},
+        "sample": {"guidance": 2, "preview": 20},
     }
     headline: ClassVar[tuple[str, ...]] = ("frechet_distance", "label_accuracy")
 
