@@ -52,7 +52,7 @@ class ImageConfig(Section):
 
     class_conditional: bool = Field(True, description="tell the network the class, where known")
     learned_variance: bool = Field(False, description="a second output: the reverse variance")
-    channels: Positive = Field(64, description="width of the U-Net's first level")
+    channels: Positive = Field(32, description="width of the U-Net's first level")
     channel_multipliers: tuple[Positive, ...] = Field(
         (1, 2), min_length=1, description="width of each level; every further level halves H and W"
     )
@@ -77,18 +77,19 @@ class ImageModality(Modality):
         "diffusion": {
             "data_std": 0.75,
             "times": {"name": "log_normal", "mean": -0.4, "std": 1.0},
+            "cond_dropout": 0.05,
         },
         "train": {
-            "steps": 1200,
+            "steps": 1600,
             "batch_size": 64,
             "lr": 8e-3,
             "lr_decay": "cosine",
-            "ema_half_life_steps": 250,
+            "ema_half_life_steps": 400,
             "ema_warmup": 0.2,
             "sample_every_steps": 400,
             "checkpoint_every_steps": 400,
         },
-        "sample": {"grid": "flow", "preview": 100},
+        "sample": {"sampler": "dpm++2m_sde", "grid": "flow", "preview": 100},
     }
 
     def prepare(self, config: ImageConfig) -> DataReport:
