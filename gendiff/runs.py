@@ -123,7 +123,7 @@ def _make(run: Run, accept_changes: bool) -> None:
         ) from None
 
 
-ORPHANS_END_SECONDS = 10.0  # a killed process's data workers hold its lock until they notice
+ORPHANS_END_SECONDS = 60.0  # a killed process's data workers hold its lock until they notice
 
 
 @contextmanager
