@@ -5,6 +5,7 @@ A user's mistake ends with one line and exit code 2; ``--debug`` shows the trace
 
 from __future__ import annotations
 
+import shlex
 import sys
 import traceback
 from functools import partial
@@ -479,7 +480,7 @@ def fit_grid(folder: Path, count: int, tries: int, **options: Any) -> None:
     """Fit a time grid to a run, for few steps; prints it for --grid.
 
     \b
-    gendiff fit-grid runs/NAME/default --steps 8
+    gendiff fit-grid runs/NAME/default --sampler dpm++2m --steps 8
     """
     from gendiff import console, fitting
 
@@ -491,7 +492,9 @@ def fit_grid(folder: Path, count: int, tries: int, **options: Any) -> None:
         f"{fitted.standard_error:.4g} ({count} samples, seed {options['seed']})"
     )
     times = ", ".join(f"{t:.6g}" for t in fitted.times)
-    click.echo(f"--steps {settings.steps} --grid '{{name: explicit, at: [{times}]}}'")
+    sampler = f"--sampler {shlex.quote(options['sampler'])} " if options["sampler"] else ""
+    grid = f"--grid '{{name: explicit, at: [{times}]}}'"
+    click.echo(f"{sampler}--steps {settings.steps} {grid}")
 
 
 @main.group(cls=Commands, invoke_without_command=True)

@@ -15,7 +15,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,10 @@ def locked(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"{os.getpid()} on {platform.node()}")
         file.flush()
-        yield
+        try:
+            yield
+        finally:  # closing is not enough: data workers that outlive a failure hold the file open
+            _release(file.fileno())
 
 
 def _take(descriptor: int) -> bool:
@@ -161,6 +164,11 @@ def _take(descriptor: int) -> bool:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise  # else a file system without locks, which is no reason not to train
     return True
+
+
+def _release(descriptor: int) -> None:
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def _alive(pid: str) -> bool:

@@ -127,12 +127,16 @@ def here(*args: str) -> Result:
 
 def test_a_fitted_grid_is_printed_as_it_is_given(trained: Path) -> None:
     run = str(trained / "runs" / "image" / "default")
-    done = here("fit-grid", run, "--steps", "3", "-n", "4", "--tries", "12")
+    fit = ["fit-grid", run, "--steps", "3", "-n", "4", "--tries", "12"]
+    noisy = here(*fit)
+    assert noisy.exit_code == 2
+    assert "adds no noise" in noisy.stderr
+    done = here(*fit, "--sampler", "dpm++2m")
     options = shlex.split(done.stdout.splitlines()[-1])
-    assert options[:3] == ["--steps", "3", "--grid"]
+    assert options[:5] == ["--sampler", "dpm++2m", "--steps", "3", "--grid"]
     again = here("sample", run, "-n", "2", "--out", str(trained / "fitted"), *options)
     assert "(3 network calls each)" in again.stdout.replace("\n", " ")
-    other = here("sample", run, "--steps", "4", *options[2:])
+    other = here("sample", run, *options, "--steps", "4")
     assert other.exit_code == 2
     assert "Use --steps 3" in other.stderr
 
