@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
@@ -122,16 +123,22 @@ def _features(run: Run, batches: Iterable[Batch], cache: Path, seed: int) -> Fea
 
 
 def show(result: dict[str, Any]) -> None:
-    """Prints an evaluation as a table, with its conditions."""
+    """Prints an evaluation as a table, with its conditions; what notes share stands below it."""
+    notes = [data["note"].split("; ") for data in result["measures"]]
+    often = Counter(part for note in notes for part in note)
+    shared = {part: f"[{i}]" for i, part in enumerate((p for p in often if often[p] > 1), 1)}
     rows = []
-    for data in result["measures"]:
+    for data, note in zip(result["measures"], notes, strict=True):
         m = Measure(**data)
         floor = "" if m.floor is None else f"{m.floor:.4g}"
         error = "" if m.error is None else f" ± {m.error:.2g}"
-        seed = str(result["seed"])
-        rows.append([m.name, f"{m.value:.4g}{error}", floor, m.better, seed, m.note])
-    header = ["measure", "samples", "real data", "better", "seed"]
-    console.table("", [*header, "definition, reference set and counts"], rows)
+        own = "; ".join(part for part in note if part not in shared)
+        said = " ".join([own, *(shared[part] for part in note if part in shared)])
+        rows.append([m.name, f"{m.value:.4g}{error}", floor, m.better, said.strip()])
+    header = ["measure", "samples", "real data", "better", "definition, reference set and counts"]
+    console.table("", header, rows)
+    for part, mark in shared.items():
+        console.say(f"{mark} {part}")
     for verdict in result["verdicts"]:
         console.say(f"verdict: {verdict['name']}: {verdict['text']}")
     if result["samples"] < metrics.FEWEST:
