@@ -11,18 +11,11 @@ its own environment, and the two take turns, so that whatever else the machine d
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
-from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
+import turns
 from peers import ROOT, peers_python
 
 SIDES = ("gendiff", "diffusers")
@@ -84,190 +77,65 @@ def build(side: str, size: str) -> tuple[Any, Forward, Callable[[Any], Callable[
 
 
 def worker(args: argparse.Namespace) -> None:
-    """Makes one side's network, then answers each line ``n`` on stdin with the cost of n steps."""
+    """Makes one side's network and serves its steps."""
+    answer = turns.quiet_answers()
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    answer = os.fdopen(os.dup(1), "w")  # what libraries print must not come between
-    os.dup2(2, 1)
     torch.set_num_threads(args.threads[0])
     torch.manual_seed(0)
-    device, cuda = torch.device(args.device), args.device.startswith("cuda")
+    device = torch.device(args.device)
     network, caller, average = build(args.worker, args.sizes[0])
     call = caller(network)
     with FlopCounterMode(display=False) as flops, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         call(torch.zeros(1, 1, 32, 32), torch.zeros(1))
     network.to(device)
-    if cuda:
+    if device.type == "cuda":
         network.to(memory_format=torch.channels_last)
     # Compiled as a module; averaged and optimised as the one underneath.
     call = caller(torch.compile(network) if args.compile else network)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=args.worker == "gendiff")
-    update = average(network)
     x = torch.randn(args.batch, 1, 32, 32, device=device)
     target = torch.randn_like(x)
     noise = torch.linspace(0, 1, args.batch, device=device)
-    bf16 = torch.autocast(device.type, torch.bfloat16) if args.dtype == "bf16" else nullcontext()
-
-    def step(number: int) -> None:
-        with bf16:
-            out = call(x, noise)
-        loss = (out.float() - target).square().mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        update(number)
-
-    facts = {
-        "params": sum(p.numel() for p in network.parameters()),
-        "flops": flops.get_total_flops(),
-        "torch": torch.__version__,
-    }
-    print(json.dumps(facts), file=answer, flush=True)
-    count = 0
-    for line in sys.stdin:
-        cpu, wall = time.process_time(), time.perf_counter()
-        for _ in range(int(line)):
-            count += 1
-            step(count)
-        if cuda:
-            torch.cuda.synchronize()
-        cost = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
-        print(json.dumps(cost), file=answer, flush=True)
+    step = turns.train_step(
+        network, optimizer, lambda _: (call(x, noise), target), args, average(network)
+    )
+    turns.serve(answer, network, flops.get_total_flops(), step, args.device)
 
 
-class Side:
-    """A worker process and what it has measured, in milliseconds per image."""
-
-    def __init__(self, side: str, size: str, threads: int, args: argparse.Namespace) -> None:
-        python = sys.executable if side == "gendiff" else peers_python()
-        command = [
-            python,
-            __file__,
-            "--worker",
-            side,
-            "--sizes",
-            size,
-            "--threads",
-            str(threads),
-            "--batch",
-            str(args.batch),
-            "--device",
-            args.device,
-            "--dtype",
-            args.dtype,
-        ]
-        path = os.pathsep.join([str(ROOT), str(ROOT / "plugins" / "image")])
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        if side == "gendiff":
-            environment["PYTHONPATH"] = path
-        self.process = subprocess.Popen(
-            command + ["--compile"] * args.compile,
-            env=environment,
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        self.batch = args.batch
-        self.facts = self._read()
-        self.costs: dict[str, list[float]] = {"cpu": [], "wall": []}
-
-    def _read(self) -> dict[str, Any]:
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"a worker ended with code {self.process.wait()}; see above")
-        return json.loads(line)
-
-    def run(self, steps: int) -> dict[str, float]:
-        """Runs ``steps`` training steps; what each clock says, in milliseconds per image."""
-        self.process.stdin.write(f"{steps}\n")
-        self.process.stdin.flush()
-        return {key: 1e3 * seconds / (steps * self.batch) for key, seconds in self._read().items()}
-
-    def measure(self, steps: int) -> None:
-        """Runs ``steps`` training steps and keeps their cost."""
-        for key, cost in self.run(steps).items():
-            self.costs[key].append(cost)
-
-    def close(self) -> None:
-        """Ends the process."""
-        self.process.stdin.close()
-        self.process.wait()
-
-
-def compare(size: str, threads: int, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row for each side, measured in turn."""
-    sides = {name: Side(name, size, threads, args) for name in SIDES}
-    for side in sides.values():
-        side.run(args.warmup)
-    for round_number in range(args.rounds):
-        order = SIDES if round_number % 2 == 0 else SIDES[::-1]
-        for name in order:
-            sides[name].measure(args.steps)
-    rows = []
-    for name, side in sides.items():
-        side.close()
-        row = {"size": size, "threads": threads, "side": name, **side.facts}
-        for clock, values in side.costs.items():
-            row[f"{clock}_ms"] = {
-                "median": statistics.median(values),
-                "min": min(values),
-                "max": max(values),
-            }
-        rows.append(row)
-    return rows
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Milliseconds per image as median (minimum-maximum); the ratio is peer over gendiff."""
-    lines = [
-        "| size | threads | side | params | forward MFLOP | CPU ms | wall ms | CPU ratio |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    base = 0.0
-    for row in rows:
-        if row["side"] == SIDES[0]:
-            base = row["cpu_ms"]["median"]
-        cpu, wall = (
-            f"{row[key]['median']:.2f} ({row[key]['min']:.2f}-{row[key]['max']:.2f})"
-            for key in ("cpu_ms", "wall_ms")
-        )
-        lines.append(
-            f"| {row['size']} | {row['threads']} | {row['side']} | {row['params'] / 1e6:.3f} M | "
-            f"{row['flops'] / 1e6:.0f} | {cpu} | {wall} | {row['cpu_ms']['median'] / base:.2f} |"
-        )
-    return "\n".join(lines)
+def side(name: str, size: str, threads: int, args: argparse.Namespace) -> turns.Side:
+    """A side at work; its unit is an image."""
+    options = [f"--{key}={getattr(args, key)}" for key in ("batch", "device", "dtype")]
+    command = [__file__, f"--worker={name}", f"--sizes={size}", f"--threads={threads}", *options]
+    command += ["--compile"] * args.compile
+    if name == "gendiff":
+        path = [ROOT, ROOT / "plugins" / "image"]
+        return turns.Side(sys.executable, command, threads, args.batch, path)
+    return turns.Side(args.peer_python or peers_python(), command, threads, args.batch)
 
 
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", choices=OURS, default=list(OURS))
-    parser.add_argument("--threads", nargs="+", type=int, default=[1])
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2, help="steps in a round")
     parser.add_argument("--warmup", type=int, default=2, help="steps before the first round")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--out", type=Path, help="write the figures here, as JSON")
-    parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
+    turns.options(parser, batch=64, workers=SIDES)
     args = parser.parse_args()
     if args.worker:
         return worker(args)
-    rows = [row for size in args.sizes for n in args.threads for row in compare(size, n, args)]
-    print(table(rows))
-    if args.out:
-        facts = {key: value for key, value in vars(args).items() if key not in ("out", "worker")}
-        machine = {
-            "processor": platform.processor() or platform.machine(),
-            "python": platform.python_version(),
-            "system": platform.system(),
-        }
-        args.out.write_text(json.dumps({**facts, **machine, "rows": rows}, indent=2) + "\n")
+    rows = []
+    for size in args.sizes:
+        for threads in args.threads:
+            sides = {name: side(name, size, threads, args) for name in SIDES}
+            found = turns.compare(sides, args.rounds, args.steps, args.warmup)
+            rows += [{"size": size, "threads": threads, **row} for row in found]
+    columns = ["size", "threads", "side"]
+    print("milliseconds per image, median (minimum-maximum)\n")
+    print(turns.table(columns, rows, lambda row: [str(row[name]) for name in columns]))
+    turns.save(args, rows)
     return None
 
 

@@ -14,19 +14,12 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import os
-import platform
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from image_step import Side
+import turns
 from peers import ROOT, peers_python
 
 if TYPE_CHECKING:
@@ -144,130 +137,52 @@ def edm(
 
 
 def worker(args: argparse.Namespace) -> None:
-    """Makes one side's network, then answers each line ``n`` on stdin with the cost of n steps."""
+    """Makes one side's network and serves its steps."""
+    answer = turns.quiet_answers()
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    answer = os.fdopen(os.dup(1), "w")  # what libraries print must not come between
-    os.dup2(2, 1)
     torch.set_num_threads(args.threads[0])
     torch.manual_seed(0)
-    device, cuda = torch.device(args.device), args.device.startswith("cuda")
+    device = torch.device(args.device)
     network, forward, optimizer, update = (edm if args.worker == "edm" else gendiff)(args, device)
     # EDM makes a list of edges, slowly, when it first meets a padded size: not in the rounds.
     with FlopCounterMode(display=False) as flops, torch.no_grad():
         for i in range(args.batches):
             forward(i)
-    bf16 = torch.autocast(device.type, torch.bfloat16) if args.dtype == "bf16" else nullcontext()
-
-    def step(number: int) -> None:
-        with bf16:
-            out, target = forward(number % args.batches)
-        loss = (out.float() - target).square().mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        update(number)
-
-    facts = {
-        "params": sum(p.numel() for p in network.parameters()),
-        "flops": flops.get_total_flops() / (args.batches * args.batch),
-        "torch": torch.__version__,
-    }
-    print(json.dumps(facts), file=answer, flush=True)
-    count = 0
-    for line in sys.stdin:
-        cpu, wall = time.process_time(), time.perf_counter()
-        for _ in range(int(line)):
-            count += 1
-            step(count)
-        if cuda:
-            torch.cuda.synchronize()
-        cost = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
-        print(json.dumps(cost), file=answer, flush=True)
+    step = turns.train_step(
+        network, optimizer, lambda number: forward(number % args.batches), args, update
+    )
+    molecules = args.batches * args.batch
+    turns.serve(answer, network, flops.get_total_flops() / molecules, step, args.device)
 
 
-class MoleculeSide(Side):
-    """A worker process and what it has measured, in milliseconds per molecule."""
-
-    def __init__(self, side: str, threads: int, args: argparse.Namespace) -> None:
-        names = ("width", "depth", "groups", "batch", "batches", "device", "dtype")
-        options = [f"--{name}={getattr(args, name)}" for name in names]
-        command = [__file__, f"--worker={side}", f"--threads={threads}", *options]
-        command += ["--pair", *map(str, args.pair)] + ["--compile"] * args.compile
-        if side == "edm":
-            python, path = args.peer_python or peers_python(), [args.edm]
-        else:
-            python, path = sys.executable, [ROOT, ROOT / "plugins" / "molecule"]
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": str(threads),
-            "PYTHONPATH": os.pathsep.join(map(str, path)),
-        }
-        self.process = subprocess.Popen(
-            [str(python), *command],
-            env=environment,
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        self.batch = args.batch
-        self.facts = self._read()
-        self.costs = {"cpu": [], "wall": []}
+def side(name: str, threads: int, args: argparse.Namespace) -> turns.Side:
+    """A side at work; its unit is a molecule."""
+    names = ("width", "depth", "groups", "batch", "batches", "device", "dtype")
+    options = [f"--{key}={getattr(args, key)}" for key in names]
+    command = [__file__, f"--worker={name}", f"--threads={threads}", *options]
+    command += ["--pair", *map(str, args.pair)] + ["--compile"] * args.compile
+    if name == "edm":
+        python = args.peer_python or peers_python()
+        return turns.Side(python, command, threads, args.batch, [args.edm])
+    path = [ROOT, ROOT / "plugins" / "molecule"]
+    return turns.Side(sys.executable, command, threads, args.batch, path)
 
 
-def compare(threads: int, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row for each side, measured in turn."""
-    sides = {name: MoleculeSide(name, threads, args) for name in args.sides}
-    for side in sides.values():
-        side.run(args.batches)
-    for round_number in range(args.rounds):
-        for name in args.sides if round_number % 2 == 0 else args.sides[::-1]:
-            sides[name].measure(args.batches)
-    rows = []
-    for name, side in sides.items():
-        side.close()
-        row = {"threads": threads, "side": name, **side.facts}
-        for clock, values in side.costs.items():
-            row[f"{clock}_ms"] = {
-                "median": statistics.median(values),
-                "min": min(values),
-                "max": max(values),
-            }
-        rows.append(row)
-    return rows
-
-
-def table(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
-    """Milliseconds per molecule, median (minimum-maximum); the ratio is to the first side."""
-    lines = [
-        "| threads | side | size | params | forward MFLOP | CPU ms | wall ms | CPU ratio |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    base = 0.0
-    for row in rows:
-        if row["side"] == args.sides[0]:
-            base = row["cpu_ms"]["median"]
-        cpu, wall = (
-            f"{row[key]['median']:.2f} ({row[key]['min']:.2f}-{row[key]['max']:.2f})"
-            for key in ("cpu_ms", "wall_ms")
-        )
-        width, pair, layers = args.pair
-        size = f"{width}/{pair} x {layers}" if row["side"] == "pair" else ""
-        size = size or f"{args.width} x {args.depth}"
-        lines.append(
-            f"| {row['threads']} | {TITLES[row['side']]} | {size} | {row['params'] / 1e6:.3f} M | "
-            f"{row['flops'] / 1e6:.0f} | {cpu} | {wall} | {row['cpu_ms']['median'] / base:.2f} |"
-        )
-    return "\n".join(lines)
+def cells(row: turns.Row, args: argparse.Namespace) -> list[str]:
+    """A row's threads, side and size."""
+    width, pair, layers = args.pair
+    size = (
+        f"{width}/{pair} x {layers}" if row["side"] == "pair" else f"{args.width} x {args.depth}"
+    )
+    return [str(row["threads"]), TITLES[row["side"]], size]
 
 
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--edm", type=Path, help="a checkout of EDM's repository")
-    parser.add_argument("--peer-python", type=Path, help="default: the environment of peers.py")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--width", type=int, default=256, help="of both EGNNs")
     parser.add_argument("--depth", type=int, default=9, help="of both EGNNs")
@@ -280,15 +195,8 @@ def main() -> None:
         help="of the PairNet",
     )
     parser.add_argument("--groups", type=int, default=4, help="of gendiff's networks")
-    parser.add_argument("--threads", nargs="+", type=int, default=[1])
-    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--batches", type=int, default=4, help="steps in a round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--compile", action="store_true", help="gendiff's networks only")
-    parser.add_argument("--out", type=Path, help="write the figures here, as JSON")
-    parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
+    turns.options(parser, batch=64, workers=SIDES)
     args = parser.parse_args()
     if args.worker:
         return worker(args)
@@ -298,17 +206,14 @@ def main() -> None:
             f"--edm: {args.edm or 'not given'}: no checkout of EDM. "
             f"git clone {EDM} {where}; then pass --edm {where}, or leave it out with --sides"
         )
-    rows = [row for threads in args.threads for row in compare(threads, args)]
-    print(table(rows, args))
-    if args.out:
-        hidden = ("out", "worker", "edm", "peer_python")
-        facts = {key: value for key, value in vars(args).items() if key not in hidden}
-        machine = {
-            "processor": platform.processor() or platform.machine(),
-            "python": platform.python_version(),
-            "system": platform.system(),
-        }
-        args.out.write_text(json.dumps({**facts, **machine, "rows": rows}, indent=2) + "\n")
+    rows = []
+    for threads in args.threads:
+        sides = {name: side(name, threads, args) for name in args.sides}
+        found = turns.compare(sides, args.rounds, args.batches, args.batches)
+        rows += [{"threads": threads, **row} for row in found]
+    print("milliseconds per molecule, median (minimum-maximum)\n")
+    print(turns.table(["threads", "side", "size"], rows, lambda row: cells(row, args)))
+    turns.save(args, rows)
     return None
 
 
