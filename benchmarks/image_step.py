@@ -26,6 +26,7 @@ OURS: dict[str, dict[str, Any]] = {
         "blocks": 1,
         "attention_levels": (1, 2),
         "head_channels": 32,
+        "norm_groups": 4,
         "embedding_channels": 384,
     },
     "5M": {
@@ -34,6 +35,7 @@ OURS: dict[str, dict[str, Any]] = {
         "blocks": 1,
         "attention_levels": (3,),
         "head_channels": 40,
+        "norm_groups": 4,
         "embedding_channels": 160,
     },
 }

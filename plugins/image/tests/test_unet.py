@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gendiff.spaces import Cond
-from gendiff_image.unet import Attention, UNet, group_norm
+from gendiff_image.unet import Attention, UNet, attend, group_norm
 
 CLASSES = 4
 
@@ -165,6 +165,21 @@ def test_attention_is_attention() -> None:
         heads.append(weights @ v[..., part])
     expected = x + layer.out(torch.cat(heads, -1)).transpose(1, 2).reshape(x.shape)
     torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_in_bfloat16_is_attention() -> None:
+    """On a CPU by products of its own; to the number type's precision, gradients too."""
+    torch.manual_seed(0)
+    given = [torch.randn(2, 3, 40, 8) for _ in range(3)]
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        q, k, v = (x.clone().to(dtype).requires_grad_() for x in given)
+        out = attend(q, k, v)
+        (out.float() * torch.arange(8)).sum().backward()
+        found.append([out.float(), *(x.grad.float() for x in (q, k, v))])  # type: ignore[union-attr]
+        assert out.dtype == dtype
+    for exact, rounded in zip(*found, strict=True):
+        assert (exact - rounded).norm() < 0.02 * exact.norm()
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(8, 1), (16, 2), (40, 5), (64, 8), (6, 6)])
