@@ -87,9 +87,8 @@ def _mask(keep: str, x: Tensor) -> Tensor:
             "each axis, as in 0:4 or :,8:16"
         )
     mask = torch.zeros(x.shape, dtype=torch.bool)
-    mask[
-        tuple(slice(*(int(n) if n else None for n in part.groups())) for part in parts if part)
-    ] = True
+    bounds = [[int(n) if n else None for n in part.groups()] for part in parts if part]
+    mask[tuple(slice(*pair) for pair in bounds)] = True
     if mask.all() or not mask.any():
         raise ConfigError(f"keep: '{keep}' keeps {'all' if mask.all() else 'none'} of the numbers")
     return mask

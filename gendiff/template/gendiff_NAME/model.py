@@ -11,7 +11,7 @@ import gendiff
 
 
 class Data(torch.utils.data.Dataset[Any]):
-    """Waveforms x (1, length) of any phase, and the number of their shape: ``(x, {"shape": 2})``."""
+    """Waveforms x (1, length) of any phase, with the number of their shape."""
 
     def __init__(self, length: int, count: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
