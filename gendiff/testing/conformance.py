@@ -152,6 +152,12 @@ def _train_batch(run: runs.Run, size: int) -> Batch:
 def _check_training(trainer: Trainer) -> Iterator[str]:
     run = trainer.run
     batch = _train_batch(run, run.config.train.batch_size)
+    shape, found = tuple(batch.x.shape), tuple(_output(trainer.network, batch).shape)
+    _expect(
+        found in (shape, (shape[0], 2 * shape[1], *shape[2:])),
+        "the network's output is of x's shape, or of twice its width",
+        found,
+    )
     early = _loss(trainer, batch)
     for _ in range(STEPS):
         trainer.advance([batch])
@@ -221,19 +227,14 @@ def _check_network(model: Model) -> Iterator[str]:
     run, network = model.run, model.network
     batch = _train_batch(run, 7)
     out = _output(network, batch)
-    shape = tuple(batch.x.shape)
-    _expect(
-        tuple(out.shape) in (shape, (shape[0], 2 * shape[1], *shape[2:])),
-        "the network's output is of x's shape, or of twice its width",
-        tuple(out.shape),
-    )
-    out = out[:, : shape[1]]
+    width = batch.x.shape[1]
+    out = out[:, :width]
     for i in range(7):
         alone = batch.select([i])
         ours = Batch(batch.space.project(out), batch.space).select([i]).x
         noise = torch.linspace(-0.5, 0.5, 7)[i : i + 1]
         with torch.no_grad():
-            theirs = network(alone.x, noise, alone.cond, alone.space)[:, : shape[1]]
+            theirs = network(alone.x, noise, alone.cond, alone.space)[:, :width]
         gap = _gap(ours, alone.space.project(theirs))
         _expect(gap < CLOSE, "the network says the same of a sample alone and among others", gap)
     yield "the network sees each sample alone, whatever padding and company it has"
