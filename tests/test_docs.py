@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -100,6 +101,17 @@ def test_the_contract_and_the_hooks_are_documented() -> None:
         told = f"| `{hook.__name__}({', '.join(inspect.signature(hook).parameters)})` |"
         assert sum(row.startswith(told) for row in rows) == 1, told
     assert len(re.findall(r"^\| `gendiff_", "\n".join(rows), re.M)) == len(hooks)
+
+
+def test_the_page_of_the_configuration_is_current() -> None:
+    for package in ("gendiff_image", "gendiff_molecule", "gendiff_speech"):
+        pytest.importorskip(package)
+    made = runpy.run_path(str(ROOT / "docs/configuration.py"))["page"]()
+    kept = (ROOT / "docs/configuration.md").read_text()
+    assert made == kept, "run python docs/configuration.py"
+    keys = [row for row in kept.splitlines() if re.match(r"\| `[\w.]+` \|", row)]
+    assert len(keys) > 100
+    assert [row for row in keys if row.endswith("|  |") and row.count("|") == 5] == []
 
 
 def test_the_smallest_modality_of_the_docs_keeps_the_contract() -> None:
