@@ -93,8 +93,9 @@ def train(
     from gendiff import distributed, generate, runs
     from gendiff import train as training
 
-    # A wrong device and changed settings are said before minutes of work on the data.
+    # What is wrong with device and settings is said before minutes of work on the data.
     device = generate.pick_device(resolved.device)
+    generate.check_guidance(resolved, resolved.sample.guidance, "sample.guidance")
     if not (dry_run or accept_changes):
         runs.check_unchanged(chosen, resolved)
     with distributed.joined(device) as world:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from gendiff import checkpoint, config, console, distributed, ema, runs
-from gendiff.config import DrawConfig, SampleConfig
+from gendiff.config import DrawConfig, RunConfig, SampleConfig
 from gendiff.denoiser import Denoiser
 from gendiff.editing import Kept, Translated, time_of_noise
 from gendiff.errors import CheckpointError, ConfigError, SamplingError
@@ -211,7 +211,7 @@ class Model:
             denoiser = autoguidance(denoiser, self.guide.denoiser, settings.guidance)
         elif settings.guidance.scale != 1:
             if cond is not None:
-                check_guidance(self.run, settings.guidance, "guidance")
+                check_guidance(self.run.config, settings.guidance, "guidance")
             denoiser = classifier_free(denoiser, settings.guidance)
         return denoiser if settings.clip == NoClip() else Clipped(denoiser, space, settings.clip)
 
@@ -353,13 +353,13 @@ def _blocks(
             start = i
 
 
-def check_guidance(run: Run, guidance: Guidance, key: str) -> None:
+def check_guidance(run: RunConfig, guidance: Guidance, key: str) -> None:
     """Checks that a run's network can guide itself by hiding its condition.
 
     Raises:
         SamplingError: It never saw its condition hidden; the message begins with ``key``.
     """
-    if guidance.scale != 1 and run.config.diffusion.cond_dropout == 0:
+    if guidance.scale != 1 and run.diffusion.cond_dropout == 0:
         raise SamplingError(
             f"{key}: {guidance.scale:g} asks for samples without their condition, which this "
             "network never learnt (diffusion.cond_dropout=0). Use guidance 1, or train a run with "

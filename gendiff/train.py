@@ -85,7 +85,7 @@ class Trainer:
                 f"train.batch_size: {config.batch_size} cannot be dealt out to {self.world.size} "
                 f"processes in {config.accumulate} parts each. Use a multiple of {self.slots}"
             )
-        check_guidance(run, run.config.sample.guidance, "sample.guidance")
+        check_guidance(run.config, run.config.sample.guidance, "sample.guidance")
         self.device = pick_device(run.config.device, run.config.threads)
         self.autocast = use_bf16(config.precision, self.device)
         torch.manual_seed(derive_seed("init", run.config.seed))
