@@ -349,7 +349,7 @@ def _make_samples(folder: Path, count: int, options: dict[str, Any]) -> None:
     files.close()
     calls = model.calls(settings, wish)
     whose = f"{done} samples of share 0/{world.size}" if world.size > 1 else f"{count} samples"
-    console.say(f"{whose} in {out} ({calls} network calls each)")
+    console.say(f"{whose} in {out} ({calls} network call{'s' * (calls != 1)} each)")
     console.say(f"preview: {picture}")
     if options["film"]:
         frames = model.film(0, settings, seed, wish)
