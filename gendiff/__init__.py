@@ -37,6 +37,8 @@ _HOME = {
     "Picture": "gendiff.modality",
     "Scene": "gendiff.modality",
     "Sound": "gendiff.modality",
+    "Items": "gendiff.data",
+    "MLP": "gendiff.networks",
     "Denoiser": "gendiff.denoiser",
     "Objective": "gendiff.objective",
     "sample": "gendiff.samplers",

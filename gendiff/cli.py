@@ -33,7 +33,7 @@ class Commands(click.Group):
             if ctx.params.get("debug"):
                 traceback.print_exc()
             for line in [] if isinstance(error, OtherProcessError) else str(error).splitlines():
-                click.echo(f"error: {line}", err=True)
+                click.echo(f"error: {line.removesuffix('.')}", err=True)  # as a plugin may end it
             ctx.exit(2)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
@@ -93,7 +93,11 @@ def train(
     from gendiff import distributed, generate, runs
     from gendiff import train as training
 
-    device = generate.pick_device(resolved.device)  # a wrong one is said before anything is made
+    # What is wrong with device and settings is said before minutes of work on the data.
+    device = generate.pick_device(resolved.device)
+    generate.check_guidance(resolved, resolved.sample.guidance, "sample.guidance")
+    if not (dry_run or accept_changes):
+        runs.check_unchanged(chosen, resolved)
     with distributed.joined(device) as world:
         console.out.quiet = not world.first
         section = getattr(resolved, chosen.name)
@@ -143,6 +147,8 @@ def distill(
 
     lesson = distillation.prepare(folder, files, overrides)
     teacher = lesson.teacher.run
+    if not accept_changes:
+        runs.check_unchanged(teacher.modality, lesson.config)
     report = teacher.modality.prepare(getattr(lesson.config, teacher.modality.name))
     console.say(f"data: {report.summary}")
     for line in report.warnings:
@@ -343,7 +349,7 @@ def _make_samples(folder: Path, count: int, options: dict[str, Any]) -> None:
     files.close()
     calls = model.calls(settings, wish)
     whose = f"{done} samples of share 0/{world.size}" if world.size > 1 else f"{count} samples"
-    console.say(f"{whose} in {out} ({calls} network calls each)")
+    console.say(f"{whose} in {out} ({calls} network call{'s' * (calls != 1)} each)")
     console.say(f"preview: {picture}")
     if options["film"]:
         frames = model.film(0, settings, seed, wish)

@@ -147,7 +147,9 @@ def _option(default: Any, description: str, **limits: Any) -> Any:
 class DiffusionConfig(Section):
     """The process, the prediction and the loss."""
 
-    schedule: Annotated[Any, *_named("schedule")] = _option("edm", "t -> alpha, sigma")
+    schedule: Annotated[Any, *_named("schedule")] = _option(
+        "edm", "the noise schedule: t -> alpha, sigma"
+    )
     prediction: Literal["eps", "x", "v", "flow", "edm"] = _option(
         "edm", "what the network puts out"
     )
@@ -156,9 +158,11 @@ class DiffusionConfig(Section):
     times: Annotated[Any, *_named("times")] = _option("log_normal", "density of training times")
     weight: Annotated[Any, *_named("weight")] = _option("edm", "weight on x_hat's squared error")
     stratified: bool = _option(True, "spread each step's times evenly")
-    cond_dropout: float = _option(0.1, "share of hidden conditions in training", ge=0, le=1)
+    cond_dropout: float = _option(
+        0.1, "share of training samples whose condition is hidden, for guidance", ge=0, le=1
+    )
     vlb_weight: float = _option(0.001, "weight of the bound that trains a learned variance", ge=0)
-    vlb_steps: int = _option(1000, "steps of that bound's chain", ge=2)
+    vlb_steps: int = _option(1000, "steps of the chain of this bound", ge=2)
     category_weight: float = _option(1.0, "weight of the categories' cross-entropy", ge=0)
     distance_weight: float = _option(1.0, "weight of the modality's own distance, if any", ge=0)
 
@@ -186,7 +190,7 @@ class TrainConfig(Section):
     )
     lr: float = _option(1e-3, "AdamW's learning rate", gt=0)
     lr_decay: Literal["constant", "cosine", "linear"] = _option(
-        "constant", "to 0 at the last step"
+        "constant", "how the rate falls after the warm-up: not, or to 0 at the last step"
     )
     warmup_steps: int = _option(100, "steps of linear warm-up", ge=0)
     betas: tuple[float, float] = _option((0.9, 0.999), "AdamW's betas")
@@ -197,7 +201,7 @@ class TrainConfig(Section):
     ema_widths: tuple[Annotated[float, Field(gt=0, lt=12**-0.5)], ...] = _option(
         (), "widths sigma_rel of power-function averages, for --ema-width; [0.05, 0.1] serves"
     )
-    ema_snapshot_steps: int = _option(500, "steps between snapshots of these", ge=1)
+    ema_snapshot_steps: int = _option(500, "steps between snapshots of these averages", ge=1)
     precision: Literal["auto", "fp32", "bf16"] = _option("auto", "auto: bf16 on capable GPUs")
     compile: bool = _option(False, "compile the network (torch.compile, in place)")
     workers: int = _option(0, "processes that load data", ge=0)
@@ -219,8 +223,8 @@ class TrainConfig(Section):
 class DrawConfig(Section):
     """How samples are drawn."""
 
-    sampler: Annotated[Any, *_named("sampler")] = _option("dpm++2m", "the method")
-    grid: Annotated[Any, *_named("grid")] = _option("karras", "where its times lie")
+    sampler: Annotated[Any, *_named("sampler")] = _option("dpm++2m", "the sampling method")
+    grid: Annotated[Any, *_named("grid")] = _option("karras", "where the sampler's times lie")
     steps: int = _option(20, "steps of the grid", ge=1)
     guidance: Annotated[Any, BeforeValidator(guidance_of), PlainSerializer(_describe_guidance)] = (
         _option(1.0, "scale of guidance, 1 for none; or {scale, interval, rescale, …}")
@@ -234,13 +238,13 @@ class DrawConfig(Section):
 class SampleConfig(DrawConfig):
     """The defaults of sampling, for previews, ``sample`` and ``evaluate``."""
 
-    preview: int = _option(64, "samples of a preview during training", ge=1)
+    preview: int = _option(64, "samples of a preview in training", ge=1)
 
 
 class DistillConfig(DrawConfig):
     """Of a student: the run that it learns from, and how that draws the pairs to be learnt."""
 
-    grid: Annotated[Any, *_named("grid")] = _option("flow", "where its times lie")
+    grid: Annotated[Any, *_named("grid")] = _option("flow", "where the sampler's times lie")
     teacher: str = Field(description="the teacher's run folder")
     checkpoint: int = Field(description="the step of its weights", ge=0)
     pairs: int = _option(10_000, "pairs of noise and the teacher's sample", ge=1)
@@ -252,7 +256,9 @@ class RunConfig(Section):
     name: str = _option("default", "name of the run's folder", pattern=r"^[\w.-]+$")
     out: str = _option("runs", "folder that holds the runs")
     seed: int = _option(0, "names every random number of the run", ge=0, lt=2**63)
-    device: str = _option("auto", "auto, cpu, cuda, cuda:1, mps")
+    device: str = _option(
+        "auto", "auto, cpu, cuda, cuda:1 or mps; auto: the first GPU, else the CPU"
+    )
     threads: int = _option(0, "CPU threads; 0 as many as there are cores", ge=0)
     diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)

@@ -25,8 +25,8 @@ def say(text: str, log: Path | None = None) -> None:
 
 
 def warn(text: str) -> None:
-    """Prints a warning to standard error."""
-    err.print(f"warning: {text}", markup=False)
+    """Prints a warning to standard error; like an error it ends without a full stop."""
+    err.print(f"warning: {text.removesuffix('.')}", markup=False)
 
 
 def table(title: str, header: list[str], rows: list[list[str]]) -> None:

@@ -23,6 +23,23 @@ from gendiff.world import ALONE, World
 Key = tuple[int, int]  # index of an item, seed of its augmentation
 
 
+class Items(Dataset[Any]):
+    """A split whose items are at hand and have nothing random about them.
+
+    Args:
+        items: The items, in order.
+    """
+
+    def __init__(self, items: Sequence[Any]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, key: Key) -> Any:
+        return self.items[key[0]]
+
+
 class VisitOrder(Sampler[list[Key]]):
     """Batches of keys from a step on, for ever.
 

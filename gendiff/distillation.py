@@ -94,6 +94,7 @@ def prepare(folder: Path, files: Sequence[Path] = (), overrides: Sequence[str] =
         if getattr(resolved.diffusion, key) != getattr(run.config.diffusion, key):
             raise ConfigError(f"diffusion.{key}: a student keeps its teacher's. Leave the key out")
     teacher = generate.load(folder, resolved.device, settings.checkpoint)
+    generate.check_guidance(run.config, settings.guidance, "distill.guidance")
     path = checkpoint.at(run.checkpoints, settings.checkpoint)
     section = getattr(resolved, run.modality.name)
     student = run.modality.backbone(section, run.facts)

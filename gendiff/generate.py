@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from gendiff import checkpoint, config, console, distributed, ema, runs
-from gendiff.config import DrawConfig, SampleConfig
+from gendiff.config import DrawConfig, RunConfig, SampleConfig
 from gendiff.denoiser import Denoiser
 from gendiff.editing import Kept, Translated, time_of_noise
 from gendiff.errors import CheckpointError, ConfigError, SamplingError
-from gendiff.guidance import Clipped, NoClip, autoguidance, classifier_free
+from gendiff.guidance import Clipped, Guidance, NoClip, autoguidance, classifier_free
 from gendiff.modality import Given, Property, Request
 from gendiff.noise import Streams
 from gendiff.objective import Objective
@@ -210,6 +210,8 @@ class Model:
         if settings.guidance.scale != 1 and self.guide is not None:
             denoiser = autoguidance(denoiser, self.guide.denoiser, settings.guidance)
         elif settings.guidance.scale != 1:
+            if cond is not None:
+                check_guidance(self.run.config, settings.guidance, "guidance")
             denoiser = classifier_free(denoiser, settings.guidance)
         return denoiser if settings.clip == NoClip() else Clipped(denoiser, space, settings.clip)
 
@@ -349,6 +351,20 @@ def _blocks(
             first = ids[start] // BLOCK * BLOCK
             yield list(range(first, first + BLOCK)), list(ids[start:i])
             start = i
+
+
+def check_guidance(run: RunConfig, guidance: Guidance, key: str) -> None:
+    """Checks that a run's network can guide itself by hiding its condition.
+
+    Raises:
+        SamplingError: It never saw its condition hidden; the message begins with ``key``.
+    """
+    if guidance.scale != 1 and run.diffusion.cond_dropout == 0:
+        raise SamplingError(
+            f"{key}: {guidance.scale:g} asks for samples without their condition, which this "
+            "network never learnt (diffusion.cond_dropout=0). Use guidance 1, or train a run with "
+            "diffusion.cond_dropout=0.1"
+        )
 
 
 def network_calls(settings: DrawConfig, schedule: Schedule, times: list[float]) -> int:

@@ -205,7 +205,12 @@ class Karras(Grid):
 
 @dataclass(frozen=True)
 class LogSNR(Grid):
-    """Uniform in log-SNR, between two noise scales; arguments as for :class:`Karras`."""
+    """Uniform in log-SNR, between two noise scales.
+
+    Args:
+        sigma_min: The last scale before 0.
+        sigma_max: The first scale where the schedule has none: if it starts without any signal.
+    """
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0

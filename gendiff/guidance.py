@@ -60,8 +60,8 @@ class Guidance:
 
     Args:
         scale: w; 1 changes nothing and makes one call only, 0 is the worse model.
-        interval: sigma / alpha from (exclusive) and to.
-        rescale: phi in [0, 1].
+        interval: Of sigma / alpha, from (exclusive) and to: there is guidance inside alone.
+        rescale: phi in [0, 1]: how far the result is scaled to the better one's deviation.
         parallel: APG's eta, usually in [0, 1]; 1 keeps all.
         threshold: APG's r, over the square root of the number of elements: in the data's units.
     """

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from gendiff import PLUGIN_API
-from gendiff.errors import ConfigError
+from gendiff.errors import ConfigError, suggest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -63,6 +63,36 @@ class Request:
     ids: Sequence[int]
     seed: int = 0
     values: Mapping[str, Any] = field(default_factory=dict)
+
+    def classes(self, **counts: int) -> Cond:
+        """The classes asked for; of a condition that is not asked for, all in turn.
+
+        Several may be asked for, as in ``--cond 'label=[1, 3]'``: the ids go round them.
+
+        Args:
+            counts: How many classes each condition has.
+
+        Raises:
+            ConfigError: There is no such condition or class.
+        """
+        import torch
+
+        from gendiff.spaces import Cond
+
+        for name in self.values:
+            if name not in counts:
+                raise ConfigError(f"cond: unknown condition '{name}'.{suggest(name, counts)}")
+        told, turn = {}, 1
+        for name, count in counts.items():
+            asked = self.values.get(name, range(count))
+            entries = asked if isinstance(asked, (list, tuple, range)) else [asked]
+            for k in entries or [None]:
+                if isinstance(k, bool) or k not in range(count):
+                    raise ConfigError(f"cond: {name}={k} is no class. Give 0 to {count - 1}")
+            row = [entries[i // turn % len(entries)] for i in self.ids]
+            told[name] = torch.tensor(row, dtype=torch.long)
+            turn *= len(entries)  # so that all pairs of classes come up
+        return Cond(told)
 
 
 @dataclass(frozen=True)
@@ -200,7 +230,8 @@ class Exhibit:
 class Modality(ABC):
     """What a plugin implements. ``config`` is always an instance of the class's ``Config``.
 
-    Every method but :meth:`prepare` gets the ``facts`` that it reported.
+    Every method but :meth:`prepare` gets the ``facts`` that it reported. The abstract ones must be
+    written; the others do what serves arrays of one shape, or nothing.
     """
 
     name: ClassVar[str]
@@ -231,9 +262,15 @@ class Modality(ABC):
         function of the given integer seed. The held-out split must not use the seed.
         """
 
-    @abstractmethod
     def collate(self, config: Any, facts: Mapping[str, Any], items: Sequence[Any]) -> Batch:
-        """Makes a batch of items."""
+        r"""Makes a batch of items.
+
+        Unless a modality says more, an item is an array x (C, \*), or such an array and its
+        conditions, ``(x, {"label": 3})``; the batch is :class:`gendiff.Dense`.
+        """
+        from gendiff import arrays
+
+        return arrays.stack(items)
 
     @abstractmethod
     def backbone(self, config: Any, facts: Mapping[str, Any]) -> nn.Module:
@@ -284,18 +321,25 @@ class Modality(ABC):
     ) -> Given:
         """Reads a file of the kind that :meth:`write` makes, for ``gendiff edit``.
 
+        A modality that writes files of its own must read them itself.
+
         Args:
             config: The section.
             facts: The data's facts.
             path: The file.
-            keep: What of it is to be kept, in words of the modality's own; None for nothing.
+            keep: What of it is to be kept, in words of the modality's own; None for nothing. Of an
+                array: slices of its axes, ``0:4,:``.
             request: Which samples to make of it, as for :meth:`templates`.
 
         Raises:
             ConfigError: The modality reads no files, or cannot meet what is asked.
             DataError: The file cannot be used.
         """
-        raise ConfigError(f"modality '{self.name}' cannot edit: it reads no files")
+        if type(self).write is not Modality.write:
+            raise ConfigError(f"modality '{self.name}' cannot edit: it reads no files")
+        from gendiff import arrays
+
+        return arrays.read(path, keep, *self.templates(config, facts, request))
 
     def property_named(
         self, config: Any, facts: Mapping[str, Any], name: str, cache: Path
@@ -316,7 +360,6 @@ class Modality(ABC):
             ConfigError, CheckpointError: It is missing or does not fit.
         """
 
-    @abstractmethod
     def write(
         self,
         config: Any,
@@ -325,11 +368,22 @@ class Modality(ABC):
         folder: Path,
         ids: Sequence[int],
     ) -> list[Path]:
-        """Writes each sample to a file of its own in ``folder``, named after its id."""
+        """Writes each sample to a file of its own in ``folder``, named after its id.
 
-    @abstractmethod
+        Unless a modality says more: its state as ``00017.npy``.
+        """
+        from gendiff import arrays
+
+        return arrays.write(batch, folder, ids)
+
     def preview(self, config: Any, facts: Mapping[str, Any], batch: Batch, path: Path) -> Path:
-        """Draws the samples into one picture at ``path`` (a PNG)."""
+        """Draws the samples into one picture at ``path`` (a PNG).
+
+        Unless a modality says more: a grey square for each number, a line for each sample.
+        """
+        from gendiff import arrays
+
+        return arrays.picture(batch, path)
 
     def film(
         self, config: Any, facts: Mapping[str, Any], frames: Sequence[Batch], path: Path
@@ -364,7 +418,6 @@ class Modality(ABC):
         """
         return [self.exhibits(config, facts, frame, [0])[0] for frame in frames]
 
-    @abstractmethod
     def metrics(
         self, config: Any, facts: Mapping[str, Any], samples: Batch, cache: Path, seed: int
     ) -> list[Measure]:
@@ -373,6 +426,7 @@ class Modality(ABC):
         What can be said of any data the engine says itself, by :meth:`features`.
         ``cache`` is a folder in which feature networks and statistics of the data may be kept.
         """
+        return []
 
     def features(
         self,

@@ -106,7 +106,11 @@ class Times(ABC):
 
 @dataclass(frozen=True)
 class Uniform(Times):
-    """Uniform in t; on the grid k/T, k = 1…T, if ``steps`` T is given (DDPM)."""
+    """Uniform in t; on the grid k/T, k = 1…T, if ``steps`` T is given (DDPM).
+
+    Args:
+        steps: T, or None for all times.
+    """
 
     steps: int | None = None
 
@@ -116,7 +120,11 @@ class Uniform(Times):
 
 @dataclass(frozen=True)
 class LogitNormal(Times):
-    """logit(t) is normal (Esser et al., 2024, https://arxiv.org/abs/2403.03206, section 3.1)."""
+    """logit(t) is normal (Esser et al., 2024, https://arxiv.org/abs/2403.03206, section 3.1).
+
+    Args:
+        mean, std: Of the logit.
+    """
 
     mean: float = 0.0
     std: float = 1.0
@@ -135,6 +143,9 @@ class LogNormal(Times):
     """log(sigma / alpha) is normal (Karras et al., 2022, table 1), sigma in the data's units.
 
     Times beyond the schedule's end are moved to the end.
+
+    Args:
+        mean, std: Of the logarithm.
     """
 
     mean: float = -1.2
@@ -301,7 +312,11 @@ class EDMWeight(Weight):
 
 @dataclass(frozen=True)
 class MinSNR(Weight):
-    """min(snr, gamma) (Hang et al., 2023, https://arxiv.org/abs/2303.09556)."""
+    """min(snr, gamma) (Hang et al., 2023, https://arxiv.org/abs/2303.09556).
+
+    Args:
+        gamma: The largest weight, 5 in the paper.
+    """
 
     gamma: float = 5.0
 
@@ -311,7 +326,12 @@ class MinSNR(Weight):
 
 @dataclass(frozen=True)
 class P2(Weight):
-    """snr / (k + snr)^gamma (Choi et al., 2022, https://arxiv.org/abs/2204.00227)."""
+    """snr / (k + snr)^gamma (Choi et al., 2022, https://arxiv.org/abs/2204.00227).
+
+    Args:
+        gamma: The larger, the less does little noise count; 0 for snr itself.
+        k: The signal-to-noise ratio from which on there is less weight, positive.
+    """
 
     gamma: float = 1.0
     k: float = 1.0

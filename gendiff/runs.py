@@ -87,6 +87,23 @@ def folder_of(modality: Modality, config: RunConfig) -> Path:
     return Path(config.out) / modality.name / config.name
 
 
+def check_unchanged(modality: Modality, config: RunConfig) -> None:
+    """Checks, before any data are prepared, that a run there is of this configuration.
+
+    Raises:
+        RunError: It is of another.
+    """
+    folder = folder_of(modality, config)
+    if not (folder / "run.json").exists():
+        return
+    now = configuration.dump(config)
+    if changes := configuration.differences(_read_config(folder), now, modality):
+        raise RunError(
+            f"{folder} was made with another configuration ({'; '.join(changes)}). "
+            "Give the new run a name (name=…), or go on with --accept-changes"
+        )
+
+
 def start(
     modality: Modality, config: RunConfig, facts: Mapping[str, Any], accept_changes: bool = False
 ) -> Run:
@@ -104,14 +121,8 @@ def start(
 
 def _make(run: Run, accept_changes: bool) -> None:
     folder = run.folder
-    if (folder / "run.json").exists():
-        now = configuration.dump(run.config)
-        changes = configuration.differences(_read_config(folder), now, run.modality)
-        if changes and not accept_changes:
-            raise RunError(
-                f"{folder} was made with another configuration ({'; '.join(changes)}). "
-                "Give the new run a name (name=…), or go on with --accept-changes"
-            )
+    if not accept_changes:
+        check_unchanged(run.modality, run.config)
     try:
         run.samples.mkdir(parents=True, exist_ok=True)
         with locked(folder):

@@ -33,7 +33,15 @@ from gendiff.errors import (
     RunError,
     reason,
 )
-from gendiff.generate import Model, make_denoiser, make_objective, pick_device, restore, use_bf16
+from gendiff.generate import (
+    Model,
+    check_guidance,
+    make_denoiser,
+    make_objective,
+    pick_device,
+    restore,
+    use_bf16,
+)
 from gendiff.noise import StepNoise, derive_seed
 from gendiff.objective import Loss
 from gendiff.pairs import Pairs
@@ -64,6 +72,7 @@ class Trainer:
 
     Raises:
         ConfigError: The device is absent, or the batch cannot be dealt out.
+        SamplingError: Its previews ask for guidance that the network will not learn.
     """
 
     def __init__(self, run: Run) -> None:
@@ -76,6 +85,7 @@ class Trainer:
                 f"train.batch_size: {config.batch_size} cannot be dealt out to {self.world.size} "
                 f"processes in {config.accumulate} parts each. Use a multiple of {self.slots}"
             )
+        check_guidance(run.config, run.config.sample.guidance, "sample.guidance")
         self.device = pick_device(run.config.device, run.config.threads)
         self.autocast = use_bf16(config.precision, self.device)
         torch.manual_seed(derive_seed("init", run.config.seed))

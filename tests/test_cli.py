@@ -17,7 +17,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import gendiff as library
-from gendiff.errors import ConfigError
+from gendiff.errors import ConfigError, DataError
+from gendiff.modality import DataReport
 from gendiff.testing import ToyModality
 
 gendiff_image = pytest.importorskip("gendiff_image", reason="pip install -e '.[image]' first")
@@ -312,3 +313,59 @@ def test_how_samples_are_written_is_set_when_sampling(tmp_path: Path) -> None:
         assert refused.exit_code == 2
         assert message in refused.stderr
         assert not (tmp_path / "none").exists()
+
+
+class Unprepared(ToyModality):
+    """The toy, whose data must not be asked for a second time."""
+
+    name = "unprepared"
+    prepared = 0
+
+    def prepare(self, config: Any) -> DataReport:
+        type(self).prepared += 1
+        assert self.prepared < 2, "the data were prepared before the settings were checked"
+        return super().prepare(config)
+
+
+def test_settings_are_checked_before_the_data_are_prepared(tmp_path: Path) -> None:
+    library.register(Unprepared())
+    train = ["train", "--modality", "unprepared", f"out={tmp_path}", "train.steps=2"]
+    train += ["sample.preview=1", "diffusion.cond_dropout=0"]
+    assert here(*train).exit_code == 0
+    for more, part in (
+        (["unprepared.hiden=8"], "Did you mean 'unprepared.hidden'"),
+        (["train.lr=1"], "made with another configuration (train.lr: 0.01 -> 1.0)"),
+        (["sample.guidance=2"], "sample.guidance: 2 asks for samples without their condition"),
+        (["device=cuda:99"], "device: 'cuda:99' cannot be used here"),
+    ):
+        done = here(*train, *more)
+        assert done.exit_code == 2, done.output
+        assert part in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+    run = str(tmp_path / "unprepared" / "default")
+    before = sorted(tmp_path.rglob("*"))
+    for command in (["sample", run, "-n", "2"], ["evaluate", run], ["distill", run]):
+        guide = ["distill.guidance=2"] if command[0] == "distill" else ["--guidance", "2"]
+        done = here(*command, *guide)
+        assert done.exit_code == 2, done.output
+        assert "guidance: 2 asks for samples without their condition" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+    assert here("sample", run, "-n", "2", "--guidance", "2", "--guide-run", run).exit_code == 0
+
+
+class Wordy(ToyModality):
+    """The toy, whose message ends as its author likes."""
+
+    name = "wordy"
+
+    def prepare(self, config: Any) -> DataReport:
+        raise DataError("wordy: no data here. Bring some.")
+
+
+def test_a_plugin_s_message_ends_like_the_engine_s() -> None:
+    library.register(Wordy())
+    done = here("train", "--modality", "wordy")
+    assert done.exit_code == 2
+    assert done.stderr == "error: wordy: no data here. Bring some\n"

@@ -321,7 +321,7 @@ def test_the_command(taught: runs.Run, tmp_path: Path) -> None:
     student = str(tmp_path / "toy" / "quick")
     assert "resumed from" in here("distill", folder, *given)
     said = here("sample", student, "-n", "3", "--steps", "1", "--out", str(tmp_path / "some"))
-    assert "(1 network calls each)" in said
+    assert "(1 network call each)" in said
     source = str(tmp_path / "some" / "00000.json")
     edited = here("edit", student, source, "--keep", "2", "-n", "2", "--out", str(tmp_path / "e"))
     assert "2 samples" in edited

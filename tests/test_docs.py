@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from gendiff import hookspecs
+from gendiff.modality import Modality
 from gendiff.testing import check_modality
 
 ROOT = Path(__file__).parent.parent
@@ -84,12 +87,46 @@ def test_links_and_files_exist(page: Path) -> None:
         assert (ROOT / name).exists(), name
 
 
-def test_the_smallest_modality_of_the_docs_keeps_the_contract() -> None:
+def test_the_contract_and_the_hooks_are_documented() -> None:
+    """Each has a row of its own in a table, a hook with its arguments."""
+    rows = [line for line in (ROOT / "docs/plugins.md").read_text().splitlines() if "|" in line]
+    named = set(re.findall(r"`(\w+)`", " ".join(row.split("|")[1] for row in rows)))
+    contract = {name for name in [*vars(Modality), *Modality.__annotations__] if name[0] != "_"}
+    assert named == contract
+    bold = set(re.findall(r"\*\*`(\w+)`", " ".join(rows)))
+    assert bold == Modality.__abstractmethods__ | {"name", "summary"}
+    hooks = [f for f in vars(hookspecs).values() if hasattr(f, "gendiff_spec")]
+    for hook in hooks:
+        told = f"| `{hook.__name__}({', '.join(inspect.signature(hook).parameters)})` |"
+        assert sum(row.startswith(told) for row in rows) == 1, told
+    assert len(re.findall(r"^\| `gendiff_", "\n".join(rows), re.M)) == len(hooks)
+
+
+def test_the_page_of_the_configuration_is_current() -> None:
+    for package in ("gendiff_image", "gendiff_molecule", "gendiff_speech"):
+        pytest.importorskip(package)
+    made = runpy.run_path(str(ROOT / "docs/configuration.py"))["page"]()
+    kept = (ROOT / "docs/configuration.md").read_text()
+    assert made == kept, "run python docs/configuration.py"
+    keys = [row for row in kept.splitlines() if re.match(r"\| `[\w.]+` \|", row)]
+    assert len(keys) > 100
+    assert [row for row in keys if row.endswith("|  |") and row.count("|") == 5] == []
+
+
+def test_the_smallest_modality_of_the_docs_keeps_the_contract(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a package with an entry point, so that its import is light too."""
     code = re.search(r"```python\n(.*?)```", (ROOT / "docs/plugins.md").read_text(), re.S)
     assert code is not None
     lines = [line for line in code[1].splitlines() if line.strip()]
-    assert len(lines) < 80
+    assert len(lines) < 60
     pytest.importorskip("sklearn", reason="the wines are scikit-learn's")
-    names: dict[str, Any] = {}
-    exec(code[1], names)
-    assert len(list(check_modality(names["Wine"]()))) == 7
+    (tmp_path / "gendiff_wine.py").write_text(code[1])
+    info = tmp_path / "gendiff_wine-0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: gendiff-wine\nVersion: 0.1\n")
+    (info / "entry_points.txt").write_text("[gendiff.modalities]\nwine = gendiff_wine\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert len(list(check_modality("wine"))) == 11

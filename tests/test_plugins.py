@@ -6,10 +6,15 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
+from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from gendiff import hookimpl, plugins
 from gendiff.errors import ConfigError, PluginError
@@ -275,6 +280,84 @@ def test_whole_packages_are_installed_checked_and_trained(
     judged = environment.gendiff("evaluate", f"whole/{name}/default", "-n", "8")
     assert "_accuracy" in judged.stdout, judged.stderr
     environment.pip("uninstall", "-y", f"gendiff-{name}")
+
+
+def requirements(names: Iterable[str]) -> set[str]:
+    """The distributions that these need, and those that these need, as pip would install them."""
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        need = Requirement(waiting.pop())
+        name = canonicalize_name(need.name)
+        if name not in found and (need.marker is None or need.marker.evaluate({"extra": ""})):
+            found.add(name)
+            waiting += metadata.requires(name) or []
+    return found
+
+
+def bare(folder: Path, project: Path) -> Environment:
+    """A virtual environment that holds gendiff, one plugin, and what the two declare to need.
+
+    gendiff and the plugin are installed in it from wheels. Of what they need, and what that needs,
+    the installed packages of this environment are linked in, so that torch is not installed twice;
+    nothing else of this environment can be imported there or offers entry points: no other plugin,
+    no torchvision, RDKit or pytest. Shared with this environment are the interpreter, the standard
+    library, the shared libraries of the system, and the versions of the packages that are linked.
+    """
+    environment = Environment(folder)
+    (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
+    (site / "parent.pth").unlink()
+    wheels = folder / "wheels"
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [*command, "-w", str(wheels), str(root), str(project)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    needed = [
+        need
+        for path in (root, project)
+        for need in tomllib.loads((path / "pyproject.toml").read_text())["project"]["dependencies"]
+    ]
+    for name in requirements(need for need in needed if need != "gendiff"):
+        for file in metadata.distribution(name).files or ():
+            top = file.parts[0]
+            if top not in ("..", "__pycache__") and not (site / top).exists():
+                (site / top).symlink_to(metadata.distribution(name).locate_file(top))
+    environment.pip("install", "--no-deps", "--no-index", *map(str, wheels.iterdir()))
+    return environment
+
+
+@pytest.mark.parametrize("name", ["points", "waves"])
+def test_a_plugin_keeps_its_contract_where_there_is_no_other(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The example, and a package as ``gendiff plugins new`` writes it; see :func:`bare`."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setenv("PYTHONNOUSERSITE", "1")
+    project = Path(__file__).parent.parent / "examples/points"
+    if name == "waves":
+        project = plugins.write_new(name, tmp_path)
+    environment = bare(tmp_path, project)
+    absent = [
+        "gendiff_image",
+        "gendiff_molecule",
+        "gendiff_speech",
+        "gendiff_tensorboard",
+        "torchvision",
+    ]
+    absent += ["torchaudio", "torch_geometric", "rdkit", "pytest", "hatchling"]
+    absent += ["sklearn", "scipy"] if name == "waves" else []
+    code = f"from importlib.util import find_spec as f; print([n for n in {absent!r} if f(n)])"
+    seen = subprocess.run(
+        [str(environment.python), "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert seen.stdout == "[]\n", seen.stderr
+    rows = environment.gendiff("plugins").stdout.splitlines()[2:]
+    assert [row.split()[0] for row in rows] == [name]
+    checked = environment.gendiff("plugins", "check", name)
+    assert checked.returncode == 0, checked.stderr
+    assert "figures" in checked.stdout.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ what was found. The checks use the modality's own defaults, made small.
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -19,12 +20,18 @@ import torch
 
 from gendiff import checkpoint, config, plugins, runs
 from gendiff.data import VisitOrder, loader
-from gendiff.errors import PluginError
-from gendiff.generate import restore
-from gendiff.modality import DataReport, Exhibit, Modality, Request
-from gendiff.noise import Streams
-from gendiff.spaces import Batch, Space
+from gendiff.errors import CheckpointError, ConfigError, PluginError
+from gendiff.evaluate import judge
+from gendiff.generate import Model, restore
+from gendiff.metrics import BETTER, FEWEST
+from gendiff.modality import DataReport, Exhibit, Measure, Modality, Request
+from gendiff.noise import StepNoise, Streams
+from gendiff.spaces import Batch, Cond, Ragged, Space
 from gendiff.train import Trainer
+
+STEPS = 40  # on one batch
+DRAWS = 16  # of noise, over which the loss on that batch is averaged
+CLOSE = 1e-3  # relative: what float32 makes of other shapes of matrices stays far below
 
 
 def check_modality(modality: str | Modality, overrides: Sequence[str] = ()) -> Iterator[str]:
@@ -47,6 +54,7 @@ def check_modality(modality: str | Modality, overrides: Sequence[str] = ()) -> I
             "train.warmup_steps=0",
             "train.compile=false",
             "sample.steps=2",
+            "sample.guidance=1",
             "diffusion.cond_dropout=0",
             "train.steps=1000",
             f"out={folder}",
@@ -65,8 +73,12 @@ def check_modality(modality: str | Modality, overrides: Sequence[str] = ()) -> I
         yield f"data: {report.summary}"
         run = runs.start(modality, resolved, report.facts)
         yield from _check_data(run)
-        yield from _check_training(run)
-        yield from _check_sampling(run, Path(folder))
+        trainer = Trainer(run)
+        yield from _check_training(trainer)
+        model = trainer.model()
+        yield from _check_network(model)
+        yield from _check_sampling(model, Path(folder))
+        yield from _check_judging(model, Path(folder))
 
 
 def _expect(holds: bool, what: str, found: Any) -> None:
@@ -119,29 +131,59 @@ def _check_data(run: runs.Run) -> Iterator[str]:
             steps = (live - live.min()).double() / width
             gap = (steps - steps.round()).abs().max().item()
             _expect(gap < 0.01, "discrete data are multiples of bin_width() apart", gap)
+        for part in modality.categories(section, run.facts):
+            codes = part.of(batch.x) / part.scale
+            live = part.of(space.project(torch.ones_like(batch.x))) > 0.5
+            _expect(
+                bool(((codes == 0) | (codes == 1)).all())
+                and torch.equal(codes.sum(1), live[:, 0].to(codes)),
+                "the columns of categories() hold one-hot codes",
+                codes,
+            )
         yield f"{split}: {len(data)} items, x {tuple(batch.x.shape)}"
 
 
-def _check_training(run: runs.Run) -> Iterator[str]:
-    trainer = Trainer(run)
+def _train_batch(run: runs.Run, size: int) -> Batch:
     data: Any = run.modality.dataset(run.section, run.facts, "train")
-    order = VisitOrder(len(data), run.config.train.batch_size, 0)
-    batch = next(loader(data, partial(run.modality.collate, run.section, run.facts), order))
-    losses = [trainer.advance([batch]).loss.mean.item() for _ in range(40)]
-    early, late = sum(losses[:8]) / 8, sum(losses[-8:]) / 8
-    _expect(late < early, "40 steps on one batch lower the loss", (early, late))
+    order = VisitOrder(len(data), size, 0)
+    return next(loader(data, partial(run.modality.collate, run.section, run.facts), order))
+
+
+def _check_training(trainer: Trainer) -> Iterator[str]:
+    run = trainer.run
+    batch = _train_batch(run, run.config.train.batch_size)
+    shape, found = tuple(batch.x.shape), tuple(_output(trainer.network, batch).shape)
+    _expect(
+        found in (shape, (shape[0], 2 * shape[1], *shape[2:])),
+        "the network's output is of x's shape, or of twice its width",
+        found,
+    )
+    early = _loss(trainer, batch)
+    for _ in range(STEPS):
+        trainer.advance([batch])
+    late = _loss(trainer, batch)
     unused = [
         name
         for name, p in trainer.network.named_parameters()
-        if not trainer.optimizer.state.get(p)
+        if p.requires_grad
+        and not trainer.optimizer.state.get(p, {}).get("exp_avg_sq", p * 0).any()
     ]
     _expect(not unused, "the gradient reaches every parameter", unused)
-    yield f"40 steps on one batch: loss {early:.3f} to {late:.3f}"
+    _expect(late < 0.95 * early, f"{STEPS} steps on one batch lower its loss", (early, late))
+    yield f"{STEPS} steps on one batch: loss {early:.3f} to {late:.3f}"
     path = trainer.save()
-    fresh = run.modality.backbone(run.section, run.facts)
-    restore(fresh, checkpoint.load_weights(path), path)
-    for name, value in trainer.ema.module.state_dict().items():
-        _expect(torch.equal(fresh.state_dict()[name], value), "weights survive saving", name)
+    fresh = run.modality.backbone(run.section, run.facts).eval().requires_grad_(False)
+    try:
+        restore(fresh, checkpoint.load_weights(path), path)
+    except CheckpointError as error:
+        raise PluginError(
+            f"contract broken: expected that weights survive saving; {error}"
+        ) from None
+    _expect(
+        torch.equal(_output(fresh, batch), _output(trainer.model().network, batch)),
+        "a network with the saved weights gives what the saved one gave",
+        "another output; is there a tensor that is neither parameter nor buffer?",
+    )
     yield "weights survive saving"
     path = _after(Trainer(run), 2).save()
     halted = Trainer(run)
@@ -152,6 +194,70 @@ def _check_training(run: runs.Run) -> Iterator[str]:
     yield "training resumes to the bit"
 
 
+@torch.no_grad()
+def _loss(trainer: Trainer, batch: Batch) -> float:
+    """The loss on a batch, always over the same times and noise."""
+    trainer.network.eval()
+    draws = [
+        trainer.objective(
+            trainer.denoiser,
+            batch,
+            StepNoise(0, 0, trainer.device, batch.x.dtype),
+            history=trainer.history,
+            seed=0,
+            step=k,
+            slot=0,
+            slots=1,
+        )
+        for k in range(DRAWS)
+    ]
+    return sum(loss.mean.item() for loss in draws) / DRAWS
+
+
+@torch.no_grad()
+def _output(network: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """What a network says of a batch at a noise level for each sample, in its place."""
+    noise = torch.linspace(-0.5, 0.5, 7)[torch.arange(batch.space.batch_size) % 7]
+    out: torch.Tensor = network.eval()(batch.x, noise, batch.cond, batch.space)
+    return out
+
+
+def _check_network(model: Model) -> Iterator[str]:
+    """What the space implies: samples do not see each other, nor padding; rows have no order."""
+    run, network = model.run, model.network
+    batch = _train_batch(run, 7)
+    out = _output(network, batch)
+    width = batch.x.shape[1]
+    out = out[:, :width]
+    for i in range(7):
+        alone = batch.select([i])
+        ours = Batch(batch.space.project(out), batch.space).select([i]).x
+        noise = torch.linspace(-0.5, 0.5, 7)[i : i + 1]
+        with torch.no_grad():
+            theirs = network(alone.x, noise, alone.cond, alone.space)[:, :width]
+        gap = _gap(ours, alone.space.project(theirs))
+        _expect(gap < CLOSE, "the network says the same of a sample alone and among others", gap)
+    yield "the network sees each sample alone, whatever padding and company it has"
+    conds: Mapping[str, Any] = {} if batch.cond is None else batch.cond.values
+    # A condition that is longer than a number a sample may speak of rows by their order.
+    if isinstance(batch.space, Ragged) and all(v.ndim == 1 for v in conds.values()):
+        order = _turned(batch.space)
+        gap = _gap(_output(network, Batch(batch.x[order], batch.space, batch.cond)), out[order])
+        _expect(gap < CLOSE, "the order of a sample's rows means nothing to the network", gap)
+        yield "the order of rows means nothing to the network"
+
+
+def _turned(space: Ragged) -> torch.Tensor:
+    """The numbers of the rows, those of each sample from the last to the first."""
+    ends = space.sizes.cumsum(0)
+    first, last = (ends - space.sizes)[space.index], ends[space.index] - 1
+    return first + last - torch.arange(len(space.index))
+
+
+def _gap(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).abs().max() / b.abs().max().clamp(min=1e-6)).item()
+
+
 def _after(trainer: Trainer, step: int) -> Trainer:
     """The trainer after this step."""
     for result in trainer.steps():
@@ -160,23 +266,19 @@ def _after(trainer: Trainer, step: int) -> Trainer:
     return trainer
 
 
-def _check_sampling(run: runs.Run, folder: Path) -> Iterator[str]:
-    modality, section = run.modality, run.section
-    model = Trainer(run).model()
+def _check_sampling(model: Model, folder: Path) -> Iterator[str]:
+    run, modality, section = model.run, model.run.modality, model.run.section
+    _check_templates(run)
     full, part = model.sample(ids=[0, 1, 2, 3]), model.sample(ids=[2])
     _expect(
         _same(full.select([2]), part),
         "sample 2 is the same alone and among others",
         "another sample",
     )
-    _expect(
-        _templates_alone(run),
-        "what a template holds for a sample depends on its id and the seed alone",
-        "another template",
-    )
+    yield "a sample depends on its number and the seed alone"
     paths = modality.write(section, run.facts, full, folder, [0, 1, 2, 3])
     _expect(
-        len(paths) == 4 and all(p.stat().st_size for p in paths),
+        len(paths) == len(set(paths)) == 4 and all(p.stat().st_size for p in paths),
         "write() makes a file for each sample",
         paths,
     )
@@ -189,6 +291,73 @@ def _check_sampling(run: runs.Run, folder: Path) -> Iterator[str]:
         shown,
     )
     yield f"4 samples written, as {paths[0].suffix}, a preview, and an exhibit of each"
+    if type(modality).given is not Modality.given or type(modality).write is Modality.write:
+        yield _read_back(run, folder)
+
+
+def _check_templates(run: runs.Run) -> None:
+    _expect(
+        _templates_alone(run),
+        "what a template holds for a sample depends on its id and the seed alone",
+        "another template",
+    )
+    batch = _train_batch(run, 2)
+    space, cond = run.modality.templates(run.section, run.facts, Request([0, 1], 5))
+    of_data, of_samples = ((type(s), s.shape[1]) for s in (batch.space, space))
+    _expect(of_data == of_samples, f"templates are of the data's space, {of_data}", of_samples)
+    names = [sorted(c.values) if isinstance(c, Cond) else [] for c in (batch.cond, cond)]
+    _expect(names[0] == names[1], f"templates have the data's conditions, {names[0]}", names[1])
+
+
+def _read_back(run: runs.Run, folder: Path) -> str:
+    """Two held-out items are written, and read as starts of samples: each is itself again."""
+    modality, section = run.modality, run.section
+    data: Any = modality.dataset(section, run.facts, "test")
+    items = [data[0, 0], data[len(data) // 2, 0]]
+    batch = modality.collate(section, run.facts, items)
+    paths = modality.write(section, run.facts, batch, folder, [100, 101])
+    for row, path in enumerate(paths):
+        try:
+            given = modality.given(section, run.facts, path, None, Request([0, 1, 2], 5)).batch
+        except ConfigError as error:
+            return f"no file is read back: {error}"
+        _expect(given.space.batch_size == 3, "given() makes a state for each sample", given.space)
+        one, back = batch.select([row]).x, given.select([1]).x
+        known = back.isfinite() if one.shape == back.shape else torch.zeros(1, dtype=torch.bool)
+        _expect(bool(known.any()), f"given() knows {path.name} again", tuple(back.shape))
+        missed, spread = (one - back)[known].square().mean(), one[known].var()
+        share = (missed / spread).item()
+        _expect(share < 0.5, f"what write() wrote is read back from {path.name}", share)
+    return f"a {paths[0].suffix} is read back as it was written"
+
+
+def _check_judging(model: Model, folder: Path) -> Iterator[str]:
+    """Of samples that are hardly any yet, which must do no harm, and of training items."""
+    run, cache = model.run, folder / "cache"
+    modality, section = run.modality, run.section
+    cache.mkdir()
+    poor = modality.metrics(section, run.facts, model.sample(16), cache, 0)
+    _expect(all(isinstance(m, Measure) for m in poor), "metrics() returns Measures", poor)
+    samples = _train_batch(run, 16)
+    measures = judge(run, samples, cache, 0)
+    names = [m.name for m in measures]
+    _expect(len(set(names)) == len(names), "no two measures have one name", names)
+    for m in measures:
+        known = [m.value] if m.floor is None else [m.value, m.floor]
+        _expect(all(math.isfinite(v) for v in known), "figures of real data are finite", m)
+        _expect(m.better in BETTER.values(), "of a figure lower or higher is better", m)
+    floors = {m.name: m.floor for m in measures if m.floor is not None}
+    if len(modality.reference(section, run.facts)) >= FEWEST:  # of fewer little can be said
+        best = [name for name in modality.headline if name in floors]
+        _expect(bool(best), f"a figure of {modality.headline} has a floor", sorted(floors))
+    both, each = (
+        modality.features(section, run.facts, parts, cache, 0).values
+        for parts in ([samples], [samples.select([i]) for i in range(16)])
+    )
+    _expect(len(both) == 16, "features() has a row for each sample", len(both))
+    gap = _gap(each, both) if each.shape == both.shape else float("inf")
+    _expect(gap < CLOSE, "features() do not depend on the batches' sizes", gap)
+    yield f"judged by {len(measures)} figures, {len(floors)} of them beside those of real data"
 
 
 def _templates_alone(run: runs.Run) -> bool:

@@ -9,8 +9,6 @@ is :class:`gendiff.testing.Gaussian`.
 from __future__ import annotations
 
 import json
-import struct
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -238,30 +236,6 @@ class ToyModality(Modality):
             path.write_text(json.dumps(numbers.tolist()))
             paths.append(path)
         return paths
-
-    def preview(
-        self, config: ToyConfig, facts: Mapping[str, Any], batch: Batch, path: Path
-    ) -> Path:
-        rows = batch.x.flatten(1) if batch.x.ndim > 2 else batch.x
-        grey = ((rows.clamp(-2, 2) + 2) * 63.75).byte().cpu().numpy()
-        height, width = grey.shape
-        raw = b"".join(b"\0" + row.tobytes() for row in grey)
-        chunks = [
-            (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
-            (b"IDAT", zlib.compress(raw)),
-            (b"IEND", b""),
-        ]
-        path.write_bytes(
-            b"\x89PNG\r\n\x1a\n"
-            + b"".join(
-                struct.pack(">I", len(data))
-                + kind
-                + data
-                + struct.pack(">I", zlib.crc32(kind + data))
-                for kind, data in chunks
-            )
-        )
-        return path
 
     def metrics(
         self, config: ToyConfig, facts: Mapping[str, Any], samples: Batch, cache: Path, seed: int

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 import gendiff
-from gendiff.errors import ConfigError
 from gendiff.modality import DataReport, Measure, Modality, Request, Section
 
 if TYPE_CHECKING:
@@ -87,21 +86,14 @@ class PointsModality(Modality):
         import torch
 
         from gendiff.noise import derive_seed
-        from gendiff.spaces import Cond, Masked
+        from gendiff.spaces import Masked
 
-        asked = dict(request.values)
-        digit = asked.pop("digit", None)
-        if asked:
-            raise ConfigError(f"cond: unknown condition '{next(iter(asked))}'. Known: digit")
-        if digit is not None and digit not in range(10):
-            raise ConfigError(f"digit: {digit!r} is none. Choose from 0 to 9")
-        digits = [i % 10 if digit is None else digit for i in request.ids]
+        cond = request.classes(digit=10)
         counts = []
-        for i, d in zip(request.ids, digits, strict=True):
+        for i, d in zip(request.ids, cond["digit"].tolist(), strict=True):
             choices = facts["counts"][d]
             counts.append(choices[derive_seed("count", request.seed, i) % len(choices)])
-        space = Masked(torch.tensor(counts), 2, max(counts))
-        return space, Cond({"digit": torch.tensor(digits)})
+        return Masked(torch.tensor(counts), 2, max(counts)), cond
 
     def write(
         self,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import numpy as np
 from pydantic import Field
 
 import gendiff
@@ -41,30 +40,14 @@ class Waveforms(Modality):
 
         return Data(config.length, 900 if split == "train" else 300, int(split == "test"))
 
-    def collate(self, config: Any, facts: Any, items: Any) -> gendiff.Batch:
-        import torch
-
-        x = torch.stack([x for x, _ in items])
-        cond = gendiff.Cond({"shape": torch.tensor([shape for _, shape in items])})
-        return gendiff.Batch(x, gendiff.Dense(tuple(x.shape)), cond)
-
     def backbone(self, config: Any, facts: Any) -> Any:
         from .model import Network
 
         return Network(config.hidden, len(SHAPES))
 
     def templates(self, config: Any, facts: Any, request: Any) -> Any:
-        import torch
-
-        shapes = [int(request.values.get("shape", i % len(SHAPES))) for i in request.ids]
-        space = gendiff.Dense((len(shapes), 1, config.length))
-        return space, gendiff.Cond({"shape": torch.tensor(shapes)})
-
-    def write(self, config: Any, facts: Any, batch: gendiff.Batch, folder: Any, ids: Any) -> Any:
-        paths = [folder / f"{i:05d}.npy" for i in ids]
-        for path, wave in zip(paths, batch.x.numpy(), strict=True):
-            np.save(path, wave)
-        return paths
+        space = gendiff.Dense((len(request.ids), 1, config.length))
+        return space, request.classes(shape=len(SHAPES))
 
     def preview(self, config: Any, facts: Any, batch: gendiff.Batch, path: Any) -> Any:
         from matplotlib.figure import Figure
@@ -81,8 +64,10 @@ class Waveforms(Modality):
         from .model import nearest_accuracy
 
         train, test = (self.dataset(config, facts, split) for split in ("train", "test"))
-        real = self.collate(config, facts, [train[i, 0] for i in range(len(train))])
-        other = self.collate(config, facts, [test[i, 0] for i in range(len(test))])
+        real, other = (
+            self.collate(config, facts, [data[i, 0] for i in range(len(data))])
+            for data in (train, test)
+        )
         note = (
             "share whose nearest held-out waveform has the shape asked for; floor: training data"
         )

@@ -11,7 +11,7 @@ import gendiff
 
 
 class Data(torch.utils.data.Dataset[Any]):
-    """Waveforms x (1, length) of any phase, and the number of their shape."""
+    """Waveforms x (1, length) of any phase, with the number of their shape."""
 
     def __init__(self, length: int, count: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -23,9 +23,9 @@ class Data(torch.utils.data.Dataset[Any]):
     def __len__(self) -> int:
         return self.x.shape[1]
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, dict[str, int]]:
         index, shape = key[0], key[0] % 3
-        return self.x[shape, index], shape
+        return self.x[shape, index], {"shape": shape}
 
 
 class Network(nn.Module):
