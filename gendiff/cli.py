@@ -438,6 +438,28 @@ def report(
 
 
 @main.command()
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=7860,
+    show_default=True,
+    help="Port; 0 for any that is free.",
+)
+@click.option("--device", help="In place of the run's: cpu, cuda, …")
+def demo(folder: Path, host: str, port: int, device: str | None) -> None:
+    """Sample a run in the browser: a web page on this machine, for this machine alone.
+
+    \b
+    gendiff demo runs/NAME/default
+    """
+    from gendiff import app
+
+    app.serve(folder, host, port, device)
+
+
+@main.command()
 @click.argument("suite", metavar="SUITE.yaml", type=click.Path(path_type=Path))
 @click.option(
     "--out",

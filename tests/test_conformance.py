@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from gendiff.errors import PluginError
-from gendiff.modality import DataReport, Request
+from gendiff.errors import ConfigError, PluginError
+from gendiff.modality import Condition, DataReport, Request
 from gendiff.spaces import Batch, Cond, Space
 from gendiff.testing import ToyModality, check_modality
 from gendiff.testing.toy import ToyConfig, ToyData
@@ -84,6 +84,18 @@ class WrongWidth(ToyModality):
         return 0.125
 
 
+class UnmetCondition(ToyModality):
+    def conditions(self, config: ToyConfig, facts: Mapping[str, Any]) -> tuple[Condition, ...]:
+        return (Condition("colour", "a colour", ["red"], closed=True),)
+
+    def templates(
+        self, config: ToyConfig, facts: Mapping[str, Any], request: Request
+    ) -> tuple[Space, Cond | None]:
+        if "colour" in request.values:
+            raise ConfigError("cond: unknown condition 'colour'")
+        return super().templates(config, facts, request)
+
+
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
@@ -93,6 +105,7 @@ class WrongWidth(ToyModality):
         (Forgetful, "resumes to the bit"),
         (NeighbourTemplates, "depends on its id"),
         (NoFiles, "a file for each sample"),
+        (UnmetCondition, "takes colour=red, as conditions.. says; found .*unknown condition"),
         (WrongWidth, "multiples of bin_width"),
     ],
 )

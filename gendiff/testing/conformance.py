@@ -19,9 +19,9 @@ import torch
 
 from gendiff import checkpoint, config, plugins, runs
 from gendiff.data import VisitOrder, loader
-from gendiff.errors import PluginError
+from gendiff.errors import ConfigError, PluginError
 from gendiff.generate import restore
-from gendiff.modality import DataReport, Exhibit, Modality, Request
+from gendiff.modality import Condition, DataReport, Exhibit, Modality, Request
 from gendiff.noise import Streams
 from gendiff.spaces import Batch, Space
 from gendiff.train import Trainer
@@ -169,6 +169,9 @@ def _check_sampling(run: runs.Run, folder: Path) -> Iterator[str]:
         "sample 2 is the same alone and among others",
         "another sample",
     )
+    for condition in modality.conditions(section, run.facts):
+        for value in condition.values:
+            _check_condition(run, condition, value)
     _expect(
         _templates_alone(run),
         "what a template holds for a sample depends on its id and the seed alone",
@@ -189,6 +192,17 @@ def _check_sampling(run: runs.Run, folder: Path) -> Iterator[str]:
         shown,
     )
     yield f"4 samples written, as {paths[0].suffix}, a preview, and an exhibit of each"
+
+
+def _check_condition(run: runs.Run, condition: Condition, value: Any) -> None:
+    request = Request([0, 1], 5, {condition.name: value})
+    size: Any
+    try:
+        size = run.modality.templates(run.section, run.facts, request)[0].batch_size
+    except ConfigError as error:
+        size = str(error)
+    what = f"templates() takes {condition.name}={value}, as conditions() says"
+    _expect(size == len(request.ids), what, size)
 
 
 def _templates_alone(run: runs.Run) -> bool:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 import gendiff
 from gendiff.errors import ConfigError
-from gendiff.modality import DataReport, Measure, Modality, Request, Section
+from gendiff.modality import Condition, DataReport, Measure, Modality, Request, Section
 
 if TYPE_CHECKING:
     from torch import nn
@@ -102,6 +102,10 @@ class PointsModality(Modality):
             counts.append(choices[derive_seed("count", request.seed, i) % len(choices)])
         space = Masked(torch.tensor(counts), 2, max(counts))
         return space, Cond({"digit": torch.tensor(digits)})
+
+    def conditions(self, config: PointsConfig, facts: Mapping[str, Any]) -> tuple[Condition, ...]:
+        """``digit``."""
+        return (Condition("digit", "which digit", range(10), closed=True),)
 
     def write(
         self,

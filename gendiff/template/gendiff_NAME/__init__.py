@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 import gendiff
-from gendiff.modality import DataReport, Measure, Modality, Section
+from gendiff.modality import Condition, DataReport, Measure, Modality, Section
 
 SHAPES = ("sine", "square", "sawtooth")
 
@@ -59,6 +59,9 @@ class Waveforms(Modality):
         shapes = [int(request.values.get("shape", i % len(SHAPES))) for i in request.ids]
         space = gendiff.Dense((len(shapes), 1, config.length))
         return space, gendiff.Cond({"shape": torch.tensor(shapes)})
+
+    def conditions(self, config: Any, facts: Any) -> Any:
+        return (Condition("shape", "number of the shape", range(len(SHAPES)), closed=True),)
 
     def write(self, config: Any, facts: Any, batch: gendiff.Batch, folder: Any, ids: Any) -> Any:
         paths = [folder / f"{i:05d}.npy" for i in ids]
