@@ -305,7 +305,7 @@ def test_mistakes_are_one_line_and_leave_nothing(
 
 
 def test_a_picture_that_is_none_is_left_out() -> None:
-    shown = report._exhibit(Exhibit((Picture(b"[1, 2]"),), "a title"), [])
+    shown = panels.exhibit(Exhibit((Picture(b"[1, 2]"),), "a title"), [])
     assert shown["pictures"] == []
     assert shown["title"] == "a title"
 
