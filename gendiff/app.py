@@ -8,7 +8,7 @@ would call home: nothing is sent anywhere, and a header forbids the page whateve
 from __future__ import annotations
 
 import html
-import json
+import math
 import secrets
 import shlex
 import socket
@@ -131,11 +131,8 @@ def command(folder: Path, form: Form) -> str:
 
 def _yaml(value: Any) -> str:
     """A value as the command line reads it: a text may need quotes to stay one."""
-    try:
-        same = yaml.safe_load(str(value)) == value
-    except yaml.YAMLError:
-        same = False
-    return str(value) if same else json.dumps(value, ensure_ascii=False)
+    text = yaml.safe_dump(value, allow_unicode=True, width=math.inf)
+    return text.removesuffix("...\n").strip()  # the end of a document that is one word
 
 
 def filled(conditions: Sequence[Condition], values: Sequence[Any]) -> dict[str, Any]:
@@ -144,12 +141,24 @@ def filled(conditions: Sequence[Condition], values: Sequence[Any]) -> dict[str, 
     for condition, value in zip(conditions, values, strict=True):
         if isinstance(value, str):
             value = value.strip()
-        if value is None or value == "":
+        if value == "" or value is None:
             continue
-        if isinstance(value, float) and value.is_integer():  # a browser knows no integers
-            value = int(value)
-        cond[condition.name] = value
+        cond[condition.name] = _read(value) if _is_number(condition) else value
     return cond
+
+
+def _is_number(condition: Condition) -> bool:
+    return not condition.closed and any(not isinstance(v, str) for v in condition.values)
+
+
+def _read(text: str) -> int | float | str:
+    """The number; what is none stays a text, for the modality to refuse."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 class Pages:
@@ -247,8 +256,7 @@ def _field(gr: Any, condition: Condition) -> Any:
     if condition.closed:
         choices = [("any", ""), *((str(value), value) for value in condition.values)]
         return gr.Dropdown(choices, value="", label=condition.name, info=condition.about)
-    if condition.values and not isinstance(condition.values[0], str):
-        return gr.Number(None, label=condition.name, info=condition.about, placeholder=hint)
+    # Not gr.Number, which makes a 0 of nothing.
     return gr.Textbox(label=condition.name, info=condition.about, placeholder=hint)
 
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -75,22 +76,22 @@ def test_a_bad_form_gets_the_command_line_s_words(toy: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("text", ["seven", "7", "a: b", "it's “so”", "[1", "no", "x=1 y", "-"])
+@pytest.mark.parametrize(
+    "text", ["seven", "7", "a: b", "it's “so”", "[1", "no", "a\nb", "x=1 y", "-"]
+)
 def test_the_command_says_a_text_as_it_was_typed(text: str) -> None:
-    said = app.command(Path("runs/a b"), app.Form(cond={"words": text, "size": 2.5, "label": 1}))
+    said = app.command(Path("runs/a b"), app.Form(cond={"words": text, "size": 1e-5, "label": 1}))
     conditions = [part for part in shlex.split(said) if "=" in part]
-    assert _pairs(tuple(conditions)) == {"words": text, "size": 2.5, "label": 1}
+    assert _pairs(tuple(conditions)) == {"words": text, "size": 1e-5, "label": 1}
 
 
 def test_an_empty_field_asks_nothing(toy: Path) -> None:
     run = generate.load(toy).run
     conditions = run.modality.conditions(run.section, run.facts)
     assert app.filled(conditions, ["", None, "  "]) == {}
-    assert app.filled(conditions, [0, 2.0, " two words "]) == {
-        "label": 0,
-        "size": 2,
-        "words": "two words",
-    }
+    asked = {"label": 0, "size": 2.5, "words": "3"}
+    assert app.filled(conditions, [0, " 2.5", " 3 "]) == asked
+    assert app.filled(conditions, ["", "[long", ""]) == {"size": "[long"}
 
 
 def test_old_pages_are_forgotten() -> None:
@@ -126,7 +127,7 @@ def test_each_condition_has_its_field(toy: Path) -> None:
     page = app.blocks(generate.load(toy), app.Pages(), PLOTLY)
     fields = {b.label: b for b in page.blocks.values() if getattr(b, "label", None)}
     kinds = {name: type(fields[name]).__name__ for name in ("label", "size", "words")}
-    assert kinds == {"label": "Dropdown", "size": "Number", "words": "Textbox"}
+    assert kinds == {"label": "Dropdown", "size": "Textbox", "words": "Textbox"}
     assert fields["label"].choices == [("any", ""), ("0", 0), ("1", 1), ("2", 2)]
     assert fields["size"].placeholder == "1.5"
     assert fields["steps"].value == 4
@@ -177,16 +178,17 @@ def browser() -> str:
     pytest.skip("no Chromium is installed: apt-get install chromium")
 
 
+def launched(playwright: Any) -> Any:
+    return playwright.chromium.launch(executable_path=browser(), args=["--no-sandbox"])
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_browser_samples(served: tuple[str, Path], width: int) -> None:
     api = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra dev")
-    executable = browser()
     url, folder = served
     errors, requests = [], []
     with api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=executable, args=["--no-sandbox", "--enable-unsafe-swiftshader"]
-        )
+        chromium = launched(playwright)
         tab = chromium.new_page(viewport={"width": width, "height": 800})
         tab.set_default_timeout(240_000)  # a slow machine is no failure
         tab.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
@@ -224,3 +226,31 @@ def test_a_browser_samples(served: tuple[str, Path], width: int) -> None:
     assert errors == []
     assert requests
     assert [r for r in requests if not r.startswith((url, "data:", "blob:"))] == []
+
+
+def test_fields_that_are_left_empty_ask_nothing(toy: Path) -> None:
+    need_gradio()
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra dev")
+    browser()
+    import uvicorn
+
+    with socket.create_server(("127.0.0.1", 0)) as listening, api.sync_playwright() as playwright:
+        settings = uvicorn.Config(app.web(generate.load(toy), PLOTLY), log_level="warning")
+        server = uvicorn.Server(settings)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            chromium = launched(playwright)
+            tab = chromium.new_page()
+            tab.set_default_timeout(240_000)
+            tab.goto(f"http://127.0.0.1:{listening.getsockname()[1]}")
+            tab.get_by_role("button", name="Sample", exact=True).click()
+            tab.frame_locator("#shown iframe").locator("img").first.wait_for()
+            assert "--cond" not in tab.locator("#told").inner_text()
+            tab.get_by_label("size").fill("1e-3")
+            tab.get_by_role("button", name="Next seed").click()
+            tab.get_by_text("--seed 1 --cond size=0.001").wait_for()
+            chromium.close()
+        finally:
+            server.should_exit = server.force_exit = True
+            thread.join()
