@@ -8,6 +8,7 @@ would call home: nothing is sent anywhere, and a header forbids the page whateve
 from __future__ import annotations
 
 import html
+import json
 import math
 import secrets
 import shlex
@@ -132,6 +133,8 @@ def command(folder: Path, form: Form) -> str:
 def _yaml(value: Any) -> str:
     """A value as the command line reads it: a text may need quotes to stay one."""
     text = yaml.safe_dump(value, allow_unicode=True, width=math.inf)
+    if text.startswith("'"):  # a shell has its own use for these
+        return json.dumps(value, ensure_ascii=False)
     return text.removesuffix("...\n").strip()  # the end of a document that is one word
 
 
