@@ -27,10 +27,12 @@ DEVELOPMENT = [
     "types-PyYAML",
 ]
 REPORT = ["jinja2>=3.1", "plotly>=6"]
+# Not in ``dev``: Gradio asks for an older Pillow than the image plugin may have.
+APP = ["gradio>=6", *REPORT]
 
 
 class Extras(MetadataHookInterface):
-    """One extra for each folder in plugins/, ``report``, ``plot``, ``all`` and ``dev``.
+    """One extra for each folder in plugins/, ``report``, ``app``, ``plot``, ``all`` and ``dev``.
 
     ``all`` has the modalities and the report; what observes every run is asked for by name.
     """
@@ -50,6 +52,7 @@ class Extras(MetadataHookInterface):
         ]
         metadata["optional-dependencies"] = extras | {
             "report": REPORT,
+            "app": APP,
             "plot": ["matplotlib>=3.8"],  # of 'gendiff benchmark'
             "all": modalities + REPORT,
             "dev": DEVELOPMENT + REPORT,

@@ -29,6 +29,7 @@ _HOME = {
     "Section": "gendiff.modality",
     "DataReport": "gendiff.modality",
     "Request": "gendiff.modality",
+    "Condition": "gendiff.modality",
     "Given": "gendiff.modality",
     "Property": "gendiff.modality",
     "Features": "gendiff.modality",

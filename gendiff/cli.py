@@ -8,7 +8,6 @@ from __future__ import annotations
 import shlex
 import sys
 import traceback
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ import click
 
 from gendiff import __version__
 from gendiff.errors import ConfigError, GendiffError, OtherProcessError
-
-PREVIEW = 1024  # samples of a preview at most
 
 
 class Commands(click.Group):
@@ -300,8 +297,7 @@ def edit(folder: Path, count: int | None, **options: Any) -> None:
 
 
 def _make_samples(folder: Path, count: int, options: dict[str, Any]) -> None:
-    from gendiff import console, generate, runs, shards
-    from gendiff.spaces import join
+    from gendiff import generate, production, runs
     from gendiff.world import from_environment, parse_shard
 
     model = _load(folder, options)
@@ -316,45 +312,22 @@ def _make_samples(folder: Path, count: int, options: dict[str, Any]) -> None:
         options.get("noise"),
         _pairs(options.get("origins", ())),
     )
-    seed, out = options["seed"], options["out"]
+    seed = options["seed"]
     name = f"seed-{seed}" if wish.source is None else f"{wish.source.stem}-seed-{seed}"
-    out = out or model.run.folder / "generated" / name
     share = options.get("share")
+    order = production.Order(
+        model,
+        run,
+        settings,
+        wish,
+        seed,
+        options["ema_width"],
+        options["out"] or model.run.folder / "generated" / name,
+    )
     world = from_environment() if share is None else parse_shard(share)
-    files = shards.Files(out, world, model.identity(settings, seed, wish, options["ema_width"]))
-    missing = files.missing(count)
-    shown = list(range(min(count, PREVIEW)))
-    batches: list[Any] = []
-    done = 0
-    with console.progress(len(missing), 0, "samples") as bar:
-        for batch in model.batches(missing, settings, seed, wish):
-            batch = batch.to("cpu")
-            ids = missing[done : done + batch.space.batch_size]
-            files.add(ids, partial(run.modality.write, run.section, run.facts, batch, ids=ids))
-            if done < PREVIEW:
-                batches.append(batch)
-            done += len(ids)
-            bar(done)
-    if not world.first:
-        console.say(f"{done} samples of share {world.rank}/{world.size} in {out}")
-        return
-    picture = out / "preview.png"
-    if done or not picture.exists():
-        if missing[: len(shown)] != shown:  # some were made before, or by others
-            batches = [b.to("cpu") for b in model.batches(shown, settings, seed, wish)]
-        preview = join(batches)
-        if preview.space.batch_size > len(shown):
-            preview = preview.select(shown)
-        run.modality.preview(run.section, run.facts, preview, picture)
-    files.close()
-    calls = model.calls(settings, wish)
-    whose = f"{done} samples of share 0/{world.size}" if world.size > 1 else f"{count} samples"
-    console.say(f"{whose} in {out} ({calls} network call{'s' * (calls != 1)} each)")
-    console.say(f"preview: {picture}")
-    if options["film"]:
-        frames = model.film(0, settings, seed, wish)
-        path = run.modality.film(run.section, run.facts, frames, out / "film.gif")
-        console.say(f"film: {path}" if path else f"{run.modality.name} draws no films")
+    production.produce(order, count, world)
+    if options["film"] and world.first:
+        production.film(order)
 
 
 def _pairs(texts: tuple[str, ...]) -> dict[str, Any]:
@@ -444,6 +417,28 @@ def report(
 
 
 @main.command()
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=7860,
+    show_default=True,
+    help="Port; 0 for any that is free.",
+)
+@click.option("--device", help="In place of the run's: cpu, cuda, …")
+def demo(folder: Path, host: str, port: int, device: str | None) -> None:
+    """Sample a run in the browser: a web page on this machine, for this machine alone.
+
+    \b
+    gendiff demo runs/NAME/default
+    """
+    from gendiff import app
+
+    app.serve(folder, host, port, device)
+
+
+@main.command()
 @click.argument("suite", metavar="SUITE.yaml", type=click.Path(path_type=Path))
 @click.option(
     "--out",
@@ -512,24 +507,9 @@ def plugins(ctx: click.Context) -> None:
 
 
 def _list_plugins() -> None:
-    from gendiff import console
-    from gendiff import plugins as finder
+    from gendiff import console, doctor
 
-    with finder.without_torch():
-        found = finder.find(finder.MODALITIES) + finder.find(finder.PLUGINS)
-    rows = []
-    for plugin in found:
-        kind = "modality" if plugin.group == finder.MODALITIES else "plugin"
-        summary = plugin.modality.summary if plugin.modality else ""
-        rows.append(
-            [
-                plugin.name,
-                kind,
-                plugin.distribution,
-                "failed" if plugin.error else "ok",
-                plugin.error or summary,
-            ]
-        )
+    rows = doctor.plugin_rows()
     if not rows:
         console.say("no plugin is installed. From a clone: pip install -e '.[all]'")
         return

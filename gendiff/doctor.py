@@ -1,4 +1,4 @@
-"""``gendiff doctor``: what a person pastes into an issue."""
+"""``gendiff doctor``, what a person pastes into an issue, and the list of ``gendiff plugins``."""
 
 from __future__ import annotations
 
@@ -33,3 +33,19 @@ def examine() -> Iterator[tuple[str, bool]]:
             yield f"{group} {found.name} ({found.distribution}): {status}", found.error is None
             if found.trace:
                 yield found.trace.rstrip(), False
+
+
+def plugin_rows() -> list[list[str]]:
+    """Every plugin in a row: name, kind, package, status, and its summary or its failure."""
+    with plugins.without_torch():
+        installed = plugins.find(plugins.MODALITIES) + plugins.find(plugins.PLUGINS)
+    return [
+        [
+            found.name,
+            "modality" if found.group == plugins.MODALITIES else "plugin",
+            found.distribution,
+            "failed" if found.error else "ok",
+            found.error or (found.modality.summary if found.modality else ""),
+        ]
+        for found in installed
+    ]

@@ -96,6 +96,24 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Condition:
+    """A condition that a model takes: ``--cond name=value``, a field in ``gendiff demo``.
+
+    Args:
+        name: Its name in :attr:`Request.values`.
+        about: What it asks for, in a few words, with its unit.
+        values: Values that it takes, texts or numbers of one kind; the first is shown as a hint.
+        closed: ``values`` are all that there are: a choice. Otherwise a number is asked for
+            where they are numbers, and a text where they are texts or there are none.
+    """
+
+    name: str
+    about: str
+    values: Sequence[str | int | float] = ()
+    closed: bool = False
+
+
+@dataclass(frozen=True)
 class Given:
     """What a file gives to the samples that are to be made of it.
 
@@ -315,6 +333,13 @@ class Modality(ABC):
         Raises:
             ConfigError: The request names something unknown or out of range.
         """
+
+    def conditions(self, config: Any, facts: Mapping[str, Any]) -> tuple[Condition, ...]:
+        """The conditions that :meth:`templates` knows, each of which may be left out.
+
+        None unless a modality says so; ``gendiff demo`` shows a field for each.
+        """
+        return ()
 
     def given(
         self, config: Any, facts: Mapping[str, Any], path: Path, keep: str | None, request: Request

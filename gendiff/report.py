@@ -6,26 +6,22 @@ views in space are Plotly's; what a sample looks like is its modality's (``Modal
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import os
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from gendiff import config as configuration
-from gendiff import console, generate, runs
+from gendiff import console, generate, panels, runs
 from gendiff.errors import CheckpointError, ConfigError, RunError
-from gendiff.modality import Exhibit, Measure, Picture, Scene, Sound
+from gendiff.modality import Exhibit, Measure, Picture
 from gendiff.runs import Run
 from gendiff.spaces import join
 
 STAGES = 12  # frames of a film, and at most so many pictures of a run's history
-SMALL = 64  # pixels: pictures up to this side are enlarged without blur
 COLOURS = 6  # of runs, in the style sheet; more runs go round them
 LISTED = 24  # a fact with more entries is told by their number
 
@@ -107,7 +103,7 @@ def write(
         RunError, PluginError, CheckpointError: A run cannot be opened.
         ConfigError: The file cannot be written, or the extra ``report`` is not installed.
     """
-    plotly = _plotly()  # what is missing is said before anything is sampled
+    plotly = panels.plotly("report")  # what is missing is said before anything is sampled
     out = out or folders[0] / "report.html"
     told = [
         _told(folder, name, n, seed, device)
@@ -122,20 +118,6 @@ def write(
     except OSError as error:
         raise ConfigError(f"--out {out} cannot be written: {error.strerror}") from None
     return out
-
-
-def _plotly() -> str:
-    """The source of plotly.js, which the Python package brings along."""
-    try:
-        import jinja2  # noqa: F401
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        missing = str(error.name).partition(".")[0]
-        raise ConfigError(
-            f"report: {missing} is not installed. pip install 'gendiff[report]'"
-        ) from None
-    source: str = get_plotlyjs()
-    return source
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -234,30 +216,16 @@ def page(told: Sequence[Told], seed: int, plotly: str) -> str:
         seed: Of their samples.
         plotly: The source of plotly.js.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=PackageLoader("gendiff"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     scenes: list[Any] = []
     shown = [_shown(one, scenes) | {"dot": f"run-{i % COLOURS}"} for i, one in enumerate(told)]
-    source = files("gendiff") / "templates"
-    return environment.get_template("report.html").render(
+    return panels.render(
+        "report.html",
         runs=shown,
         seed=seed,
         measures=_measures(told),
         settings=_settings(told),
-        data=_finite({"runs": [_series(one) for one in told], "scenes": scenes}),
-        # Our own files and the package's, not to be escaped: a <script> is no HTML inside.
-        style=Markup((source / "report.css").read_text(encoding="utf-8")),
-        script=Markup((source / "report.js").read_text(encoding="utf-8")),
-        plotly=Markup(plotly),
+        data=panels.finite({"runs": [_series(one) for one in told], "scenes": scenes}),
+        plotly=plotly,
     )
 
 
@@ -266,9 +234,9 @@ def _shown(one: Told, scenes: list[Any]) -> dict[str, Any]:
     drawn, run = one.drawn, one.run
     exhibits, film = [], []
     if drawn is not None:
-        exhibits = [_exhibit(e, scenes) for e in drawn.exhibits]
+        exhibits = [panels.exhibit(e, scenes) for e in drawn.exhibits]
         film = [
-            _exhibit(e, scenes) | {"number": k}
+            panels.exhibit(e, scenes) | {"number": k}
             for e, k in zip(drawn.film.stages, drawn.film.numbers, strict=True)
         ]
     return {
@@ -285,62 +253,12 @@ def _shown(one: Told, scenes: list[Any]) -> dict[str, Any]:
         "film": film,
         "film_steps": 0 if drawn is None else drawn.film.steps,
         "history": [
-            {"step": step, "picture": _picture(p)}
+            {"step": step, "picture": panels.picture(p)}
             for step, p in one.history.items()
-            if _is_png(p.png)
+            if panels.is_png(p.png)
         ],
         "evaluation": one.evaluation,
     }
-
-
-def _exhibit(exhibit: Exhibit, scenes: list[Any]) -> dict[str, Any]:
-    """An exhibit's parts by their kinds."""
-    pictures, sounds, scene = [], [], None
-    for part in exhibit.parts:
-        if isinstance(part, Sound):
-            sounds.append(_uri("audio/wav", part.wav))
-        elif isinstance(part, Scene):
-            scene = len(scenes)
-            scenes.append(_scene(part))
-            pictures.append(_picture(part.still))
-        elif _is_png(part.png):
-            pictures.append(_picture(part))
-    return {
-        "title": exhibit.title,
-        "notes": [note for note in exhibit.notes if note],
-        "pictures": pictures,
-        "sounds": sounds,
-        "scene": scene,
-    }
-
-
-def _scene(scene: Scene) -> dict[str, Any]:
-    def rounded(*values: float) -> list[float]:
-        return [round(value, 3) for value in values]
-
-    return {
-        "balls": [[*rounded(*b.centre, b.radius), b.colour] for b in scene.balls],
-        "sticks": [[*rounded(*s.start, *s.end, s.radius), s.colour] for s in scene.sticks],
-    }
-
-
-def _is_png(content: bytes) -> bool:
-    return content.startswith(b"\x89PNG\r\n\x1a\n") and len(content) > 24
-
-
-def _picture(picture: Picture) -> dict[str, Any]:
-    width, height = struct.unpack(">II", picture.png[16:24])
-    kinds = {"pixels": max(width, height) <= SMALL, "drawing": picture.drawing}
-    return {
-        "uri": _uri("image/png", picture.png),
-        "width": width,
-        "height": height,
-        "kinds": " ".join(kind for kind, holds in kinds.items() if holds),
-    }
-
-
-def _uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _tiles(one: Told) -> list[tuple[str, str]]:
@@ -471,14 +389,3 @@ def _series(one: Told) -> dict[str, Any]:
         },
         "heldout": [[float(level), loss] for level, loss in heldout.items()],
     }
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows neither infinity nor NaN: None stands for them."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return value

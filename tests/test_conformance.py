@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from gendiff.errors import PluginError
-from gendiff.modality import DataReport, Features, Given, Measure, Modality
-from gendiff.spaces import Batch, Categories, Cond, Dense
+from gendiff.errors import ConfigError, PluginError
+from gendiff.modality import Condition, DataReport, Features, Given, Measure, Modality, Request
+from gendiff.spaces import Batch, Categories, Cond, Dense, Space
 from gendiff.testing import ToyModality, check_modality
 from gendiff.testing.toy import ToyData
 
@@ -122,6 +122,16 @@ def with_measures(*more: Measure) -> ToyModality:
     return broken("metrics", lambda found: [*found, *more])
 
 
+class UnmetCondition(ToyModality):
+    def conditions(self, config: Any, facts: Any) -> tuple[Condition, ...]:
+        return (Condition("colour", "a colour", ["red"], closed=True),)
+
+    def templates(self, config: Any, facts: Any, request: Request) -> tuple[Space, Cond | None]:
+        if "colour" in request.values:
+            raise ConfigError("cond: unknown condition 'colour'")
+        return super().templates(config, facts, request)
+
+
 CASES: dict[str, tuple[Modality, str, list[str]]] = {
     # data
     "facts": (broken("prepare", lambda r: DataReport("", {"n": (1, 2)})), "survive JSON", []),
@@ -161,6 +171,7 @@ CASES: dict[str, tuple[Modality, str, list[str]]] = {
         "depends on its id", [],
     ),
     "conditions": (broken("templates", lambda t: (t[0], None)), "the data's conditions", []),
+    "unmet": (UnmetCondition(), "takes colour=red, as conditions.. says; found .*unknown", []),
     "space": (
         broken("templates", lambda t: (Dense((t[0].batch_size, 5)), t[1])), "the data's space", []
     ),

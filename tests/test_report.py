@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 import gendiff
-from gendiff import config, plugins, report, runs
+from gendiff import config, panels, plugins, report, runs
 from gendiff.cli import main
 from gendiff.errors import RunError
 from gendiff.modality import Ball, Exhibit, Measure, Picture, Scene, Sound, Stick
@@ -157,8 +157,8 @@ def test_a_modality_that_says_nothing_is_shown_by_its_previews(toys: Path) -> No
         path = run.modality.preview(
             run.section, run.facts, samples.select([row]), toys / f"{row}.png"
         )
-        expected.append(report._uri("image/png", path.read_bytes()))
-    history = [report._uri("image/png", p.read_bytes()) for p in sorted(run.samples.iterdir())]
+        expected.append(panels.uri("image/png", path.read_bytes()))
+    history = [panels.uri("image/png", p.read_bytes()) for p in sorted(run.samples.iterdir())]
     shown = [image["src"] for image in page.of("img") if "src" in image]
     film = shown[3 : -len(history)]
     assert shown[:3] == expected
@@ -300,12 +300,12 @@ def test_mistakes_are_one_line_and_leave_nothing(
     monkeypatch.delitem(sys.modules, "plotly.offline", raising=False)
     code, errors = call(folder)
     assert code == 2
-    assert errors == ["error: report: plotly is not installed. pip install 'gendiff[report]'"]
+    assert errors == ["error: plotly is not installed. pip install 'gendiff[report]'"]
     assert not (folder / "report.html").exists()
 
 
 def test_a_picture_that_is_none_is_left_out() -> None:
-    shown = report._exhibit(Exhibit((Picture(b"[1, 2]"),), "a title"), [])
+    shown = panels.exhibit(Exhibit((Picture(b"[1, 2]"),), "a title"), [])
     assert shown["pictures"] == []
     assert shown["title"] == "a title"
 

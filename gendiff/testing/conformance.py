@@ -24,7 +24,7 @@ from gendiff.errors import CheckpointError, ConfigError, PluginError
 from gendiff.evaluate import judge
 from gendiff.generate import Model, restore
 from gendiff.metrics import BETTER, FEWEST
-from gendiff.modality import DataReport, Exhibit, Measure, Modality, Request
+from gendiff.modality import Condition, DataReport, Exhibit, Measure, Modality, Request
 from gendiff.noise import StepNoise, Streams
 from gendiff.spaces import Batch, Cond, Ragged, Space
 from gendiff.train import Trainer
@@ -275,6 +275,9 @@ def _check_sampling(model: Model, folder: Path) -> Iterator[str]:
         "sample 2 is the same alone and among others",
         "another sample",
     )
+    for condition in modality.conditions(section, run.facts):
+        for value in condition.values:
+            _check_condition(run, condition, value)
     yield "a sample depends on its number and the seed alone"
     paths = modality.write(section, run.facts, full, folder, [0, 1, 2, 3])
     _expect(
@@ -358,6 +361,17 @@ def _check_judging(model: Model, folder: Path) -> Iterator[str]:
     gap = _gap(each, both) if each.shape == both.shape else float("inf")
     _expect(gap < CLOSE, "features() do not depend on the batches' sizes", gap)
     yield f"judged by {len(measures)} figures, {len(floors)} of them beside those of real data"
+
+
+def _check_condition(run: runs.Run, condition: Condition, value: Any) -> None:
+    request = Request([0, 1], 5, {condition.name: value})
+    size: Any
+    try:
+        size = run.modality.templates(run.section, run.facts, request)[0].batch_size
+    except ConfigError as error:
+        size = str(error)
+    what = f"templates() takes {condition.name}={value}, as conditions() says"
+    _expect(size == len(request.ids), what, size)
 
 
 def _templates_alone(run: runs.Run) -> bool:

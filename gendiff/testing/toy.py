@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 from gendiff.errors import ConfigError
 from gendiff.modality import (
+    Condition,
     DataReport,
     Given,
     Measure,
@@ -189,6 +190,9 @@ class ToyModality(Modality):
         sizes = [_size(config, request.seed, i) for i in request.ids]
         labels = [request.values.get("label", i % CLASSES) for i in request.ids]
         return _space(config, sizes), Cond({"label": torch.tensor(labels)})
+
+    def conditions(self, config: ToyConfig, facts: Mapping[str, Any]) -> tuple[Condition, ...]:
+        return (Condition("label", "class", range(CLASSES), closed=True),)
 
     def given(
         self,

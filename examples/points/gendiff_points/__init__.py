@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 import gendiff
-from gendiff.modality import DataReport, Measure, Modality, Request, Section
+from gendiff.modality import Condition, DataReport, Measure, Modality, Request, Section
 
 if TYPE_CHECKING:
     from torch import nn
@@ -94,6 +94,10 @@ class PointsModality(Modality):
             choices = facts["counts"][d]
             counts.append(choices[derive_seed("count", request.seed, i) % len(choices)])
         return Masked(torch.tensor(counts), 2, max(counts)), cond
+
+    def conditions(self, config: PointsConfig, facts: Mapping[str, Any]) -> tuple[Condition, ...]:
+        """``digit``."""
+        return (Condition("digit", "which digit", range(10), closed=True),)
 
     def write(
         self,

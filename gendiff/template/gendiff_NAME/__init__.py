@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 import gendiff
-from gendiff.modality import DataReport, Measure, Modality, Section
+from gendiff.modality import Condition, DataReport, Measure, Modality, Section
 
 SHAPES = ("sine", "square", "sawtooth")
 
@@ -48,6 +48,9 @@ class Waveforms(Modality):
     def templates(self, config: Any, facts: Any, request: Any) -> Any:
         space = gendiff.Dense((len(request.ids), 1, config.length))
         return space, request.classes(shape=len(SHAPES))
+
+    def conditions(self, config: Any, facts: Any) -> Any:
+        return (Condition("shape", "number of the shape", range(len(SHAPES)), closed=True),)
 
     def preview(self, config: Any, facts: Any, batch: gendiff.Batch, path: Any) -> Any:
         from matplotlib.figure import Figure

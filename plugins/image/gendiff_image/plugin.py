@@ -11,6 +11,7 @@ from pydantic import Field
 from gendiff import hookimpl
 from gendiff.errors import ConfigError
 from gendiff.modality import (
+    Condition,
     DataReport,
     Exhibit,
     Features,
@@ -201,6 +202,12 @@ class ImageModality(Modality):
         cycle = [_class_number(entry, facts["class_names"]) for entry in entries]
         labels = torch.tensor([cycle[i % len(cycle)] for i in request.ids], dtype=torch.long)
         return space, Cond({"label": labels})
+
+    def conditions(self, config: ImageConfig, facts: Mapping[str, Any]) -> tuple[Condition, ...]:
+        """``label``, by name, where the model has classes."""
+        if facts["classes"] is None or not config.class_conditional:
+            return ()
+        return (Condition("label", "class", facts["class_names"], closed=True),)
 
     def given(
         self,

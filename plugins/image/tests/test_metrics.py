@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from gendiff import evaluate
+from gendiff import evaluate, runs
 from gendiff.config import resolve
+from gendiff.generate import Model
 from gendiff.metrics import Reals, verdicts
 from gendiff.modality import Measure
 from gendiff.runs import Run
-from gendiff.spaces import Batch, Cond, Dense
+from gendiff.spaces import Batch, Cond, Dense, Space
+from gendiff.testing import ExactNetwork, Mixture
+from gendiff.train import Trainer
 from gendiff_image import ImageConfig, ImageModality
 from gendiff_image import metrics as module
 from gendiff_image.data import Data, Split, reference
@@ -99,6 +103,56 @@ def test_bad_samples_are_called_out(digits: Any) -> None:
     swapped = judge(x, (labels + 1) % 10)
     assert swapped["label_accuracy"].value < 0.05
     assert swapped["frechet_distance"].value == floor["frechet_distance"].value
+
+
+class Knowing(torch.nn.Module):
+    """The network that has learnt some images by heart: the exact denoiser of these points."""
+
+    def __init__(self, model: Model, images: Tensor) -> None:
+        super().__init__()
+        self.diffusion = model.run.config.diffusion
+        self.images = images.double().flatten(1)
+
+    def forward(self, x: Tensor, noise: Tensor, cond: Any, space: Space) -> Tensor:
+        d, count = self.diffusion, len(self.images)
+        points = Mixture(d.schedule, self.images, torch.zeros(count), torch.ones(count) / count)
+
+        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+            return points(x_t.flatten(1), t).reshape(x_t.shape)
+
+        net = ExactNetwork(d.prediction, d.schedule, denoise, d.data_std)
+        return net(x.double(), noise.double(), cond, space)
+
+
+@pytest.mark.parametrize(
+    ("split", "count", "verdict"),
+    [
+        (None, 0, ["untrained"]),
+        ("train", 1437, ["memorised"]),
+        ("test", 1, ["collapsed"]),
+        ("test", 360, []),  # held-out data itself is at the floor
+    ],
+)
+def test_evaluate_calls_bad_models_out(
+    digits: Any, tmp_path: Path, split: str | None, count: int, verdict: list[str]
+) -> None:
+    _, data, cache = digits
+    resolved = resolve(
+        image, overrides=[f"out={tmp_path}", "image.channels=16", "image.head_channels=16"]
+    )
+    facts = image.prepare(resolved.image).facts  # type: ignore[attr-defined]
+    model = Trainer(runs.start(image, resolved, facts)).model()
+    if split is not None:
+        known = Knowing(model, getattr(data, split).tensor(count)[0])
+        model = replace(model, network=known)
+    result = evaluate.evaluate(model, model.settings(steps=10), 200, 0, cache)
+    assert [found["name"] for found in result["verdicts"]] == verdict
+    if count == 360:
+        assert all(
+            m["floor"] is None or abs(m["value"] - m["floor"]) <= 0.35 * abs(m["floor"]) + 0.1
+            for m in result["measures"]
+            if m["name"] in ("precision", "recall", "density", "coverage", "pairwise_distance")
+        ), result["measures"]
 
 
 def test_networks_are_cached_and_deterministic(digits: Any, tmp_path: Path) -> None:

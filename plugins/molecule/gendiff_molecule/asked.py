@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from gendiff.errors import ConfigError, suggest
-from gendiff.modality import Request
+from gendiff.modality import Condition, Request
 from gendiff.noise import derive_seed
 from gendiff.spaces import Cond, Ragged, Space
 from gendiff_molecule import conformers
 from gendiff_molecule.molecules import SYMBOLS
-from gendiff_molecule.task import columns, graph_cond, properties, standardised
+from gendiff_molecule.task import columns, graph_cond, standardised
 
 if TYPE_CHECKING:
     from gendiff_molecule.plugin import MoleculeConfig
@@ -32,11 +32,8 @@ def templates(
         ConfigError: An unknown condition, or one that the model cannot meet.
     """
     if config.task == "conformer":
-        return _conformer_templates(facts, request)
-    accepted = ["atoms", *properties(config)]
-    if "composition" in config.condition:
-        accepted.append("formula")
-    _check_names(request, accepted)
+        return _conformer_templates(config, facts, request)
+    _check_names(request, [condition.name for condition in conditions(config, facts)])
     values = {k: v if isinstance(v, (list, tuple)) else [v] for k, v in request.values.items()}
     for name, listed in values.items():
         if not listed:
@@ -53,6 +50,30 @@ def templates(
         return space, None
     raw = np.array([context for _, context in rows], np.float64)
     return space, Cond({"context": torch.from_numpy(standardised(facts, raw))})
+
+
+def conditions(config: MoleculeConfig, facts: Mapping[str, Any]) -> tuple[Condition, ...]:
+    """See :meth:`gendiff.Modality.conditions`; the hints are training data's."""
+    if config.task == "conformer":
+        return (Condition("smiles", "molecule whose conformers are made", facts["asked"][:4]),)
+    atoms = "atoms" if config.hydrogens == "explicit" else "heavy atoms"
+    typical = max(facts["sizes"], key=lambda row: row[1])[0]  # [size, how often]
+    known = [Condition("atoms", f"number of {atoms}", (typical,))]
+    for column, name in enumerate(columns(config, facts)):
+        if name != "composition":
+            mean = float(f"{facts['context_mean'][column]:.3g}")
+            known.append(Condition(name, "a property of the data, in its unit", (mean,)))
+    if "composition" in config.condition:
+        known.append(Condition("formula", "atoms of each element", (_formula(config, facts),)))
+    return tuple(known)
+
+
+def _formula(config: MoleculeConfig, facts: Mapping[str, Any]) -> str:
+    """A training molecule's, of the elements that the model makes."""
+    first = columns(config, facts).index("composition")
+    counts = facts["examples"][0][1 + first :]
+    parts = zip(facts["elements"], counts, strict=False)  # properties may follow
+    return "".join(f"{SYMBOLS[z]}{int(count)}" for z, count in parts if count)
 
 
 def _check_names(request: Request, accepted: Sequence[str]) -> None:
@@ -150,8 +171,10 @@ def _composition(formula: str, config: MoleculeConfig, facts: Mapping[str, Any])
     return list(counts.values())
 
 
-def _conformer_templates(facts: Mapping[str, Any], request: Request) -> tuple[Space, Cond | None]:
-    _check_names(request, ["smiles"])
+def _conformer_templates(
+    config: MoleculeConfig, facts: Mapping[str, Any], request: Request
+) -> tuple[Space, Cond | None]:
+    _check_names(request, [condition.name for condition in conditions(config, facts)])
     wanted = request.values.get("smiles", facts["asked"])
     listed = [str(s) for s in (wanted if isinstance(wanted, (list, tuple)) else [wanted])]
     if not listed:

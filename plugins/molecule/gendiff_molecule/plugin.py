@@ -11,6 +11,7 @@ from pydantic import Field
 from gendiff import hookimpl
 from gendiff.errors import ConfigError
 from gendiff.modality import (
+    Condition,
     DataReport,
     Exhibit,
     Features,
@@ -189,6 +190,14 @@ class MoleculeModality(Modality):
         from gendiff_molecule import asked
 
         return asked.templates(config, facts, request)
+
+    def conditions(
+        self, config: MoleculeConfig, facts: Mapping[str, Any]
+    ) -> tuple[Condition, ...]:
+        """Those of :meth:`templates`."""
+        from gendiff_molecule import asked
+
+        return asked.conditions(config, facts)
 
     def given(
         self,

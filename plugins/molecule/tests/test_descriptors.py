@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from gendiff import evaluate
+from gendiff import evaluate, runs
 from gendiff.config import resolve
 from gendiff.metrics import verdicts
 from gendiff.noise import Streams
 from gendiff.runs import Run
 from gendiff.spaces import Batch
+from gendiff.train import Trainer
 from gendiff_molecule.descriptors import descriptors
 from gendiff_molecule.molecules import Molecules
 from gendiff_molecule.plugin import MoleculeModality
@@ -101,3 +103,13 @@ def test_bad_molecules_are_called_out_and_real_ones_are_not(embedded: Run) -> No
     assert "untrained" in found(Batch(noise, good.space, good.cond))
     shaken = torch.cat([good.x[:, :3] + 0.3 * noise[:, :3], good.x[:, 3:]], 1)
     assert "untrained" in found(Batch(shaken, good.space, good.cond))
+
+
+def test_evaluate_calls_an_untrained_network_out(tmp_path: Path) -> None:
+    modality = MoleculeModality()
+    small = ["molecule.heavy_atoms=5", "molecule.width=16", "molecule.layers=1"]
+    resolved: Any = resolve(modality, overrides=[*small, f"out={tmp_path}"])
+    facts = modality.prepare(resolved.molecule).facts
+    model = Trainer(runs.start(modality, resolved, facts)).model()
+    result = evaluate.evaluate(model, model.settings(steps=5), 60, 0, tmp_path / "cache")
+    assert [found["name"] for found in result["verdicts"]] == ["untrained"]

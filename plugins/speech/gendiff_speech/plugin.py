@@ -13,6 +13,7 @@ from pydantic import Field
 from gendiff import hookimpl
 from gendiff.errors import ConfigError
 from gendiff.modality import (
+    Condition,
     DataReport,
     Exhibit,
     Features,
@@ -163,7 +164,7 @@ class SpeechModality(Modality):
         from gendiff_speech import data
 
         values = request.values
-        known = ("speaker", "seconds") if "frames" in facts else ("text", "speaker", "speed")
+        known = [condition.name for condition in self.conditions(config, facts)]
         for key in values:
             if key not in known:
                 raise ConfigError(f"cond: unknown condition {key!r}. Known: {', '.join(known)}.")
@@ -188,6 +189,17 @@ class SpeechModality(Modality):
         lengths = torch.stack([d.sum() for d in durations])
         space = Masked(lengths, facts["mels"], int(lengths.max()))
         return space, _cond(tokens, durations, speaker, text)
+
+    def conditions(self, config: SpeechConfig, facts: Mapping[str, Any]) -> tuple[Condition, ...]:
+        """Those of :meth:`templates`."""
+        speaker = Condition("speaker", "who speaks", facts["speakers"], closed=True)
+        if "frames" in facts:
+            return (speaker, Condition("seconds", "length of the sound, s", (1.0,)))
+        speed = Condition("speed", "1 is the data's", (1.0,))
+        if "reading" in facts:
+            said = facts["texts"] or facts["reading"]["examples"]
+            return (Condition("text", "what is said", said[:4]), speaker, speed)
+        return (Condition("text", "what is said", facts["texts"], closed=True), speaker, speed)
 
     def given(
         self,

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from gendiff import hookimpl
 from gendiff.errors import ConfigError
-from gendiff.modality import DataReport, Measure, Modality, Request, Section
+from gendiff.modality import Condition, DataReport, Measure, Modality, Request, Section
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -156,6 +156,10 @@ class VocoderModality(Modality):
             given = [waves.mel_of_file(facts, str(file)) for file in files]
             mels = [given[i % len(given)] for i in request.ids]
         return _given([waves.normalised(facts, mel) for mel in mels], facts)
+
+    def conditions(self, config: VocoderConfig, facts: Mapping[str, Any]) -> tuple[Condition, ...]:
+        """``mel``, as :meth:`templates` says."""
+        return (Condition("mel", "file of a log mel (.npy) or of a recording"),)
 
     def write(
         self,
