@@ -15,13 +15,17 @@ from typing import Any
 import click
 
 from gendiff import __version__
-from gendiff.errors import ConfigError, GendiffError, OtherProcessError
+from gendiff.errors import ConfigError, GendiffError, explained, printable
 
 PREVIEW = 1024  # samples of a preview at most
 
 
 class Commands(click.Group):
-    """Formats errors, and keeps the commands in the order of use."""
+    """Formats errors, and keeps the commands in the order of use.
+
+    What no file, key or option is to blame for (a missing right, a full disk, too little memory) is
+    caught here alone.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -29,11 +33,17 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except GendiffError as error:
+        except click.ClickException as error:
+            error.message = printable(error.message)
+            raise
+        except (GendiffError, OSError, MemoryError, RuntimeError) as error:
+            said = explained(error)
+            if said is None:
+                raise
             if ctx.params.get("debug"):
                 traceback.print_exc()
-            for line in [] if isinstance(error, OtherProcessError) else str(error).splitlines():
-                click.echo(f"error: {line}", err=True)
+            for line in said.split("\n") if said else ():
+                click.echo(f"error: {printable(line)}", err=True)
             ctx.exit(2)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
@@ -184,17 +194,14 @@ def _sampling(function: Any) -> Any:
 
 def _settings(model: Any, options: dict[str, Any]) -> Any:
     """The run's settings with the options given; a part may be written as YAML."""
-    import yaml
+    from gendiff import config
 
     changes = {
         k: options[k] for k in ("sampler", "grid", "steps", "guidance", "clip", "batch_size")
     }
     for key in ("sampler", "grid", "guidance", "clip"):
         if changes[key] is not None:
-            try:
-                changes[key] = yaml.safe_load(changes[key])
-            except yaml.YAMLError:
-                raise ConfigError(f"--{key}: '{changes[key]}' is not valid YAML") from None
+            changes[key] = config.parse_yaml(changes[key], f"--{key}: '{changes[key]}'")
     settings = model.settings(**changes)
     if model.guide is not None and settings.guidance.scale == 1:
         raise ConfigError("--guide-run: at guidance 1 the guide is not asked. Add --guidance 2")

@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from gendiff.errors import ConfigError, suggest
+from gendiff.errors import ConfigError, printable, suggest
 from gendiff.modality import Modality, Section
 
 # --- named parts: schedules, samplers, … --------------------------------------------------------
@@ -337,6 +337,53 @@ def _with_section(name: str, section: type[Section]) -> type[RunConfig]:
     return create_model("RunConfig", __base__=RunConfig, **fields)
 
 
+DEEPEST = 32  # no configuration is nested deeper; some parsers recurse
+LONGEST = 1 << 20  # characters of YAML
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data of no great depth, without aliases: a few of them can stand for terabytes."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not read", problem_mark=mark)
+        if self.depth == DEEPEST:
+            raise yaml.MarkedYAMLError(problem=f"nested deeper than {DEEPEST}")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_scalar(self, node: Any) -> Any:
+        value = super().construct_scalar(node)
+        if "\0" in value:  # no path and no name may hold one
+            raise yaml.MarkedYAMLError(problem="a NUL character", problem_mark=node.start_mark)
+        return value
+
+
+def parse_yaml(text: str, what: str) -> Any:
+    """Plain data: nothing is built that YAML's tags may ask for.
+
+    Raises:
+        ConfigError: It is not YAML, too long or too deep, or has aliases; begins with ``what``.
+    """
+    if len(text) > LONGEST:
+        raise ConfigError(f"{what}: {len(text)} characters, more than {LONGEST}")
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "cannot be parsed"
+        raise ConfigError(f"{what}{where}: invalid YAML: {problem}") from None
+    # What its constructors raise for !!int x, 2001-99-99 or a number of 5000 digits.
+    except (ValueError, KeyError, AttributeError, OverflowError) as error:
+        raise ConfigError(f"{what}: invalid YAML: {error}") from None
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping.
 
@@ -344,16 +391,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: It is missing, unreadable, or holds something else.
     """
     try:
-        data = yaml.safe_load(path.read_text())
+        text = path.read_text()
     except OSError as error:
         raise ConfigError(f"config file {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "cannot be parsed"
-        raise ConfigError(f"config file {path}{where}: invalid YAML: {problem}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"config file {path}: not a text file") from None
+    data = parse_yaml(text, f"config file {path}")
     if not isinstance(data or {}, dict):
         raise ConfigError(f"config file {path}: keys and values are needed, got {data!r}")
     return data or {}
@@ -368,11 +411,9 @@ def parse_override(text: str) -> dict[str, Any]:
     key, sign, value = text.partition("=")
     if not sign or not key:
         raise ConfigError(f"'{text}': overrides are written key=value, as in train.steps=1000")
-    try:
-        data = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"{key}: the value '{value}' is not valid YAML (command line)") from None
-    return nested(key, data)
+    if key.count(".") > DEEPEST:
+        raise ConfigError(f"unknown key '{key}' (command line): no key has so many parts")
+    return nested(key, parse_yaml(value, f"{key}: the value '{value}' (command line)"))
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:
@@ -473,7 +514,7 @@ def _message(problem: Any) -> str:
 
 def problem_line(problem: Any, valid: Sequence[str], sources: Mapping[str, str]) -> str:
     """One of pydantic's problems as a line with the key, its source and a suggestion."""
-    key = ".".join(str(part) for part in problem["loc"])
+    key = printable(".".join(str(part) for part in problem["loc"]))
     # The source of the longest known key that this one continues, or that continues this one.
     related = [
         k for k in sources if k == key or key.startswith(k + ".") or k.startswith(key + ".")

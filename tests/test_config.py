@@ -110,7 +110,7 @@ def test_numbers_in_yaml_s_blind_spots_are_numbers() -> None:
         ("diffusion={prediction: eps, schedule: flow}", "no signal, at t=1"),
         ("name=a/b", "name: "),
         ("train.steps", "overrides are written key=value"),
-        ("train.steps=[", "not valid YAML"),
+        ("train.steps=[", "invalid YAML"),
     ],
 )
 def test_a_mistake_is_one_line_with_the_fix(override: str, message: str) -> None:

@@ -291,7 +291,7 @@ def _sound_zip(folder: Path, dice: random.Random) -> None:
     with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
         for i in range(3):
             archive.writestr(f"{i}_ann_{i + 4}.wav", sound)
-        name = dice.choice(("../../PWNED.wav", "/PWNED.wav", "a\0b.wav", "x/../../PWNED.wav", "x.wav", ""))
+        name = dice.choice(("../../PWNED.wav", "/PWNED.wav", "a\0b.wav", "x/../../PWNED.wav", "x.wav", "x/"))
         body = dice.choice((sound, b"", bytes(300 << 20) if dice.random() < 0.2 else b"x", _wav(dice)))
         archive.writestr(name, body)
     packed = made.getvalue()

@@ -88,7 +88,22 @@ def listing(box: surfaces.Box) -> dict[str, int]:
 def leftovers(box: surfaces.Box) -> list[str]:
     """Files half written."""
     found = [p for folder in (box.out, box.cache, box.tmp) for p in folder.rglob("*")]
-    return [p.name for p in found if p.name.endswith((".tmp", ".part")) or p.parent == box.tmp]
+    torch_own = "torchinductor"
+    return [
+        p.name
+        for p in found
+        if p.name.endswith((".tmp", ".part"))
+        or (p.parent == box.tmp and not p.name.startswith(torch_own))
+    ]
+
+
+def possible(argument: str) -> str:
+    """An argument as a shell can give it: no NUL, and of surrogates those that stand for bytes."""
+    try:
+        raw = argument.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raw = argument.encode("utf-8", "replace")
+    return raw.replace(b"\0", b"").decode("utf-8", "surrogateescape")
 
 
 def place_of(error: BaseException) -> str:
@@ -123,7 +138,7 @@ def judged(result: Any, seconds: float, box: surfaces.Box, before: dict[str, int
     if after := {k for k, v in listing(box).items() if before.get(k) != v}:
         return f"written outside: {sorted(after)[0]}"
     if left := leftovers(box):
-        return f"left behind: {re.sub('[0-9a-z_]{6,}', '…', left[0])}"
+        return f"left behind: {re.sub('[0-9a-z_]{8}$|[0-9]{4,}', '…', left[0])}"
     return None
 
 
@@ -131,7 +146,7 @@ def run_one(surface: str, seed: int, index: int, box: surfaces.Box, pools: Any) 
     """Makes an input, runs it and says how it ended."""
     box.clear()
     dice = random.Random(f"{surface}/{seed}/{index}")
-    args = surfaces.SURFACES[surface](dice, box, pools)
+    args = [possible(a) for a in surfaces.SURFACES[surface](dice, box, pools)]
     before, begin = listing(box), time.monotonic()
     console.out.quiet = False
     signal.setitimer(signal.ITIMER_REAL, LIMIT_SECONDS)
@@ -251,9 +266,8 @@ def in_processes(top: Path, count: int, seed: int) -> list[Any]:
         box.clear()
         dice = random.Random(f"process/{seed}/{index}")
         args = surfaces.installed_command(dice, box, pools)
-        raw = [os.fsencode(a.encode("utf-8", "replace").decode()) for a in args if "\0" not in a]
+        command = [sys.executable, "-m", "gendiff", *map(possible, args)]
         begin = time.monotonic()
-        command = [sys.executable, "-m", "gendiff", *raw]
         done = subprocess.run(command, capture_output=True, timeout=120)
         said, wrong = done.stderr.decode(errors="replace"), None
         if done.returncode not in (0, 2) or "Traceback" in said:

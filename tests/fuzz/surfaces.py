@@ -19,7 +19,16 @@ from gendiff import checkpoint, config, plugins
 from gendiff.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = sorted((ROOT / "configs").glob("*/*.yaml"))
+RECIPES = sorted(p for p in (ROOT / "configs").glob("*/*.yaml") if p.parent.name != "benchmark")
+SUITE = """
+samples: 4
+calls: [2, 3]
+guidance: [1, 2]
+samplers: [{sampler: dpm++2m, grid: karras}, {sampler: {name: heun, churn: 4.0}}]
+entries:
+  - modality: toy
+    overrides: {train.steps: 2, sample.preview: 2, toy.items: 8}
+"""
 MODALITIES = ("toy", "image", "molecule", "speech", "vocoder")
 SMALL = {
     "toy": ["toy.hidden=8"],
@@ -121,7 +130,9 @@ def _mutated(data: Any, dice: random.Random, pool: list[Any]) -> Any:
 
 def _yaml_file(dice: random.Random, box: Box, pools: Pools) -> tuple[str, Path]:
     recipe = dice.choice(RECIPES)
-    text, path = recipe.read_text(), box.out / "given.yaml"
+    name, text, path = recipe.parent.name, recipe.read_text(), box.out / "given.yaml"
+    if dice.random() < 0.1:
+        name, text = "benchmark", SUITE
     match dice.randrange(12):
         case 0:
             path = box.out / dice.choice(("missing.yaml", "a" * 300, "folder"))
@@ -142,7 +153,7 @@ def _yaml_file(dice: random.Random, box: Box, pools: Pools) -> tuple[str, Path]:
             for _ in range(dice.randrange(1, 4)):
                 data = _mutated(data, dice, pools.values)
             path.write_text(yaml.safe_dump(data))
-    return recipe.parent.name, path
+    return name, path
 
 
 def _override(dice: random.Random, name: str, pools: Pools) -> str:
