@@ -18,13 +18,15 @@ from gendiff import __version__
 from gendiff.errors import ConfigError, GendiffError, explained, printable
 
 PREVIEW = 1024  # samples of a preview at most
+MOST = 100_000_000  # samples of a command: their ids are held in memory
+SEED = click.IntRange(-(2**63), 2**63 - 1)
 
 
 class Commands(click.Group):
     """Formats errors, and keeps the commands in the order of use.
 
-    What no file, key or option is to blame for (a missing right, a full disk, too little memory) is
-    caught here alone.
+    What no file, key or option is to blame for (a missing right, a full disk, too little memory)
+    is caught here alone.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -185,7 +187,7 @@ def _sampling(function: Any) -> Any:
             help="Average of this width sigma_rel, from the snapshots of train.ema_widths.",
         ),
         click.option("--batch-size", type=int, help="Samples at a time; changes no sample."),
-        click.option("--seed", type=int, default=0, show_default=True, help="Seed."),
+        click.option("--seed", type=SEED, default=0, show_default=True, help="Seed."),
         click.option("--device", help="In place of the run's: cpu, cuda, …"),
     ):
         function = decorator(function)
@@ -257,7 +259,7 @@ def _making(function: Any) -> Any:
             metavar="KEY=VALUE",
             help="A key of the modality's section that says how samples are written.",
         ),
-        click.option("-n", "count", type=click.IntRange(min=1), help="How many."),
+        click.option("-n", "count", type=click.IntRange(1, MOST), help="How many."),
     ):
         function = decorator(function)
     return _sampling(function)
@@ -376,7 +378,10 @@ def _number(name: str, value: Any) -> float:
 @main.command()
 @_sampling
 @click.option(
-    "-n", "count", type=click.IntRange(min=2), help="Samples to judge.  [default: the modality's]"
+    "-n",
+    "count",
+    type=click.IntRange(2, MOST),
+    help="Samples to judge.  [default: the modality's]",
 )
 @click.option(
     "--likelihood",
@@ -424,9 +429,9 @@ def evaluate(
     "--out", type=click.Path(path_type=Path), help="The file.  [default: RUN/report.html]"
 )
 @click.option(
-    "-n", "count", type=click.IntRange(min=1), default=16, show_default=True, help="Samples."
+    "-n", "count", type=click.IntRange(1, 1024), default=16, show_default=True, help="Samples."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed.")
 @click.option("--device", help="In place of the run's: cpu, cuda, …")
 def report(
     folders: tuple[Path, ...], out: Path | None, count: int, seed: int, device: str | None
@@ -478,7 +483,7 @@ def benchmark(suite: Path, out: Path | None, device: str | None) -> None:
 @main.command("fit-grid")
 @_sampling
 @click.option(
-    "-n", "count", type=click.IntRange(min=2), default=128, show_default=True, help="Samples."
+    "-n", "count", type=click.IntRange(2, MOST), default=128, show_default=True, help="Samples."
 )
 @click.option(
     "--tries", type=click.IntRange(min=0), default=150, show_default=True, help="Grids to try."

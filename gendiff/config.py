@@ -158,7 +158,7 @@ class DiffusionConfig(Section):
     stratified: bool = _option(True, "spread each step's times evenly")
     cond_dropout: float = _option(0.1, "share of hidden conditions in training", ge=0, le=1)
     vlb_weight: float = _option(0.001, "weight of the bound that trains a learned variance", ge=0)
-    vlb_steps: int = _option(1000, "steps of that bound's chain", ge=2)
+    vlb_steps: int = _option(1000, "steps of that bound's chain", ge=2, le=10**6)
     category_weight: float = _option(1.0, "weight of the categories' cross-entropy", ge=0)
     distance_weight: float = _option(1.0, "weight of the modality's own distance, if any", ge=0)
 
@@ -179,7 +179,7 @@ class TrainConfig(Section):
     """The optimisation."""
 
     steps: int = _option(10_000, "optimiser steps", ge=1)
-    batch_size: int = _option(128, "samples of a step", ge=1)
+    batch_size: int = _option(128, "samples of a step", ge=1, le=2**24)
     accumulate: int = _option(1, "parts into which a step's batch is cut to save memory", ge=1)
     parallel: Literal["ddp", "fsdp"] = _option(
         "ddp", "under torchrun: ddp copies the network to every process, fsdp shards it"
@@ -200,7 +200,7 @@ class TrainConfig(Section):
     ema_snapshot_steps: int = _option(500, "steps between snapshots of these", ge=1)
     precision: Literal["auto", "fp32", "bf16"] = _option("auto", "auto: bf16 on capable GPUs")
     compile: bool = _option(False, "compile the network (torch.compile, in place)")
-    workers: int = _option(0, "processes that load data", ge=0)
+    workers: int = _option(0, "processes that load data", ge=0, le=1024)
     log_every_steps: int = _option(100, "steps between log lines", ge=1)
     sample_every_steps: int = _option(1000, "steps between previews; 0 for the last only", ge=0)
     checkpoint_every_steps: int = _option(1000, "steps between checkpoints", ge=1)
@@ -221,20 +221,20 @@ class DrawConfig(Section):
 
     sampler: Annotated[Any, *_named("sampler")] = _option("dpm++2m", "the method")
     grid: Annotated[Any, *_named("grid")] = _option("karras", "where its times lie")
-    steps: int = _option(20, "steps of the grid", ge=1)
+    steps: int = _option(20, "steps of the grid", ge=1, le=100_000)
     guidance: Annotated[Any, BeforeValidator(guidance_of), PlainSerializer(_describe_guidance)] = (
         _option(1.0, "scale of guidance, 1 for none; or {scale, interval, rescale, …}")
     )
     clip: Annotated[Any, *_named("clip")] = _option(
         "none", "keeps estimates in the data's range: none, static, dynamic"
     )
-    batch_size: int = _option(64, "samples at a time", ge=1)
+    batch_size: int = _option(64, "samples at a time", ge=1, le=2**20)
 
 
 class SampleConfig(DrawConfig):
     """The defaults of sampling, for previews, ``sample`` and ``evaluate``."""
 
-    preview: int = _option(64, "samples of a preview during training", ge=1)
+    preview: int = _option(64, "samples of a preview during training", ge=1, le=2**16)
 
 
 class DistillConfig(DrawConfig):
@@ -243,17 +243,17 @@ class DistillConfig(DrawConfig):
     grid: Annotated[Any, *_named("grid")] = _option("flow", "where its times lie")
     teacher: str = Field(description="the teacher's run folder")
     checkpoint: int = Field(description="the step of its weights", ge=0)
-    pairs: int = _option(10_000, "pairs of noise and the teacher's sample", ge=1)
+    pairs: int = _option(10_000, "pairs of noise and the teacher's sample", ge=1, le=2**40)
 
 
 class RunConfig(Section):
     """Everything a run is made from; a modality adds its section under its own name."""
 
-    name: str = _option("default", "name of the run's folder", pattern=r"^[\w.-]+$")
+    name: str = _option("default", "name of the run's folder", pattern=r"^[\w-][\w.-]*$")
     out: str = _option("runs", "folder that holds the runs")
     seed: int = _option(0, "names every random number of the run", ge=0, lt=2**63)
     device: str = _option("auto", "auto, cpu, cuda, cuda:1, mps")
-    threads: int = _option(0, "CPU threads; 0 as many as there are cores", ge=0)
+    threads: int = _option(0, "CPU threads; 0 as many as there are cores", ge=0, le=4096)
     diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     sample: SampleConfig = Field(default_factory=SampleConfig)

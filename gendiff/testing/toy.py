@@ -40,8 +40,8 @@ class ToyConfig(Section):
     """The section ``toy``."""
 
     kind: Literal["dense", "masked", "ragged"] = Field("dense", description="the space")
-    items: int = Field(64, ge=2, description="items of a split")
-    hidden: int = Field(32, ge=4, description="width of the network")
+    items: int = Field(64, ge=2, le=1 << 24, description="items of a split")
+    hidden: int = Field(32, ge=4, le=1 << 14, description="width of the network")
     centred: int = Field(3, ge=0, le=WIDTH, description="centred columns, ragged only")
     types: bool = Field(False, description="append a one-hot code of the class to every row")
     distance: bool = Field(False, description="add the mean absolute error to the loss")

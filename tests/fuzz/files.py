@@ -155,7 +155,9 @@ def _png(width: int, height: int, bits: int, colour: int, body: bytes) -> bytes:
 def _absurd_picture(path: Path, dice: random.Random) -> None:
     match dice.randrange(5):
         case 0:
-            width, height = dice.choice(((2**31 - 1, 2**31 - 1), (0, 0), (2**31 - 1, 1), (65535, 65535)))
+            width, height = dice.choice(
+                ((2**31 - 1, 2**31 - 1), (0, 0), (2**31 - 1, 1), (65535, 65535))
+            )
             path.write_bytes(_png(width, height, 8, 2, zlib.compress(bytes(100))))
         case 1:
             size = dice.choice(((1, 100_000), (100_000, 1)))
@@ -179,7 +181,9 @@ def damaged_image(dice: random.Random, folder: Path, whole: Path) -> list[str]:
     kind = dice.choice(("folder", "folder", "mnist", "cifar10"))
     if kind == "folder":
         shutil.copytree(whole, folder)
-        _absurd_picture(_some(folder, dice), dice) if dice.random() < 0.35 else _spoil(folder, dice)
+        _absurd_picture(_some(folder, dice), dice) if dice.random() < 0.35 else _spoil(
+            folder, dice
+        )
     elif kind == "mnist":
         mnist(folder)
         if dice.random() < 0.6:
@@ -202,8 +206,12 @@ def damaged_image(dice: random.Random, folder: Path, whole: Path) -> list[str]:
             _some(folder, dice).write_bytes(pickle.dumps(held))
         else:
             _spoil(folder, dice)
-    size = dice.choice((["image.size=8"], ["image.size=256"], []))
-    more = [k for k in ("image.skip_bad=true", "image.color=rgb", "image.flip=true") if dice.random() < 0.4]
+    size = dice.choice((["image.size=8"], ["image.size=32"], []))
+    more = [
+        k
+        for k in ("image.skip_bad=true", "image.color=rgb", "image.flip=true")
+        if dice.random() < 0.4
+    ]
     return [f"image.data={kind}", *size, *more]
 
 
@@ -230,13 +238,17 @@ def damaged_molecule(dice: random.Random, folder: Path, whole: Path) -> list[str
             keep = folder / "x.smi"
             keep.write_text("\n".join(dice.choices(SMILES, k=dice.randrange(1, 4))))
         case 1:
-            counts = dice.choice(("999999", "-1  2", " 0  0", "  3999", "xxxyyy", "\u00b2\u00b2  2"))
+            counts = dice.choice(
+                ("999999", "-1  2", " 0  0", "  3999", "xxxyyy", "\u00b2\u00b2  2")
+            )
             keep = folder / "a.sdf"
             keep.write_text(MOL.format(y=0).replace("  3  2", counts, 1) * 2)
         case 2:
             count = dice.choice(("9" * 5000, "999999999999", "²", "٣", "0", "-3", "1000000"))
             keep = folder / "b.xyz"
-            keep.write_text(f"{count}\n\n" + dice.choice(("C 0 0 0\n", "C nan 0 0\n" * 3, "² 1 2 3\n")))
+            keep.write_text(
+                f"{count}\n\n" + dice.choice(("C 0 0 0\n", "C nan 0 0\n" * 3, "² 1 2 3\n"))
+            )
         case 3:
             _npz(folder / "d.npz", dice)
         case 4 if text:
@@ -291,8 +303,12 @@ def _sound_zip(folder: Path, dice: random.Random) -> None:
     with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
         for i in range(3):
             archive.writestr(f"{i}_ann_{i + 4}.wav", sound)
-        name = dice.choice(("../../PWNED.wav", "/PWNED.wav", "a\0b.wav", "x/../../PWNED.wav", "x.wav", "x/"))
-        body = dice.choice((sound, b"", bytes(300 << 20) if dice.random() < 0.2 else b"x", _wav(dice)))
+        name = dice.choice(
+            ("../../PWNED.wav", "/PWNED.wav", "a\0b.wav", "x/../../PWNED.wav", "x.wav", "x/")
+        )
+        body = dice.choice(
+            (sound, b"", bytes(300 << 20) if dice.random() < 0.2 else b"x", _wav(dice))
+        )
         archive.writestr(name, body)
     packed = made.getvalue()
     if dice.random() < 0.5:
@@ -328,7 +344,9 @@ def _table(folder: Path, dice: random.Random) -> list[str]:
     if dice.random() < 0.3:
         _sound_zip(folder, dice)
     else:
-        text += dice.choice(("T3|" + "a" * 100_000, "../../x|a", "|", "\0|\0", "T1|" * 50, "T9|\ud800é"))
+        text += dice.choice(
+            ("T3|" + "a" * 100_000, "../../x|a", "|", "\0|\0", "T1|" * 50, "T9|\ud800é")
+        )
     (folder / "metadata.csv").write_bytes(hostile.damaged_text(text, dice))
     return [f"speech.tokens={dice.choice(('auto', 'characters'))}"]
 
@@ -337,7 +355,9 @@ def damaged_vocoder(dice: random.Random, folder: Path, whole: Path) -> list[str]
     shutil.copytree(whole, folder)
     settings = []
     if dice.random() < 0.2:
-        settings = [f"vocoder.held_out='{dice.choice(('(', '(a+)+$', '*', '0', '.', '(?P<x', '[0'))}'"]
+        settings = [
+            f"vocoder.held_out='{dice.choice(('(', '(a+)+$', '*', '0', '.', '(?P<x', '[0'))}'"
+        ]
     match dice.randrange(4):
         case 0 | 1:
             (folder / f"{dice.randrange(4)}.wav").write_bytes(_wav(dice))

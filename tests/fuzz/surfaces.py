@@ -138,7 +138,9 @@ def _yaml_file(dice: random.Random, box: Box, pools: Pools) -> tuple[str, Path]:
             path = box.out / dice.choice(("missing.yaml", "a" * 300, "folder"))
             (box.out / "folder").mkdir()
         case 1:
-            path.write_text(dice.choice((hostile.BOMB, "[" * 100_000, "{a: " * 20_000, "- " * 50_000)))
+            path.write_text(
+                dice.choice((hostile.BOMB, "[" * 100_000, "{a: " * 20_000, "- " * 50_000))
+            )
         case 2 | 3:
             path.write_bytes(hostile.damaged(text.encode(), dice))
         case 4 | 5:
@@ -178,7 +180,9 @@ def _runnable(dice: random.Random, box: Box, pools: Pools) -> list[str]:
         if key.partition(".")[0] in ("diffusion", "sample") and dice.random() < 0.4:
             value = _part(dice, key)
         else:
-            value = hostile.odd(dice, ("0", "1", "2", "3", "0.5", "true", "1e9", "100000"), pools.values)
+            value = hostile.odd(
+                dice, ("0", "1", "2", "3", "0.5", "true", "1e9", "100000"), pools.values
+            )
         odd.append(f"{key}={value}")
     rest = [*SMALL[name], *FEW, f"out={box.out}"]
     return ["train", "--modality", name, *rest, *odd, *dice.choice(([], ["--dry-run"]))]
@@ -198,7 +202,9 @@ def _part(dice: random.Random, key: str) -> str:
     chosen = dice.sample(fields, min(len(fields), dice.randrange(3)))
     numbers = ("0", "1", "-1", "0.5", ".nan", ".inf", "1e-320", "1e300", "2", "1000000000000", "edm",
                "[]", "[0.5]", "[1, 0]", "[.nan, 1]", "null", "true", "x", "40")  # fmt: skip
-    return "{" + ", ".join([f"name: {name}", *(f"{f}: {dice.choice(numbers)}" for f in chosen)]) + "}"
+    return (
+        "{" + ", ".join([f"name: {name}", *(f"{f}: {dice.choice(numbers)}" for f in chosen)]) + "}"
+    )
 
 
 def configs(dice: random.Random, box: Box, pools: Pools) -> list[str]:
@@ -218,7 +224,9 @@ def configs(dice: random.Random, box: Box, pools: Pools) -> list[str]:
 # --- command lines -----------------------------------------------------------------------------
 
 
-def _commands(group: click.Group, before: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+def _commands(
+    group: click.Group, before: tuple[str, ...] = ()
+) -> list[tuple[tuple[str, ...], Any]]:
     found = []
     for name, command in group.commands.items():
         if isinstance(command, click.Group):
@@ -237,7 +245,7 @@ USUAL = {
     "outputs": ["decimals=3", "vocoder=griffin_lim"], "keep": ["2", "0:4,:", "0", "0.1:0.2"],
     "origins": ["label=1"], "modality": ["toy", "image"], "tries": ["0", "2"], "items": ["2"],
     "ode_steps": ["1", "2"], "sampler": ["heun", "ddim", "dpm++2m", "euler", "restart"],
-    "grid": ["karras", "flow", "log_snr"], "name": ["toy", "image", "nosuch", "seismic"],
+    "grid": ["karras", "flow", "log_snr"], "name": ["toy", "nosuch", "seismic"],
 }  # fmt: skip
 
 
@@ -279,7 +287,8 @@ def commands(dice: random.Random, box: Box, pools: Pools) -> list[str]:
         key = parameter.name
         if isinstance(parameter, click.Argument):
             if key == "overrides":
-                args += [*SMALL["toy"], *FEW, f"out={box.out}"] if chain == ("train",) else []
+                args += [*FEW, f"out={box.out}"] if chain in (("train",), ("distill",)) else []
+                args += ["distill.pairs=2"] if chain == ("distill",) else []
                 args += [value(key)] if dice.random() < 0.4 else []
             elif dice.random() < 0.97:
                 args.append(value(key))
@@ -325,7 +334,9 @@ def _edit(dice: random.Random, box: Box) -> list[str]:
     source = dice.choice(sorted(p for p in made.rglob("*") if p.is_file()))
     path = box.out / source.name
     path.write_bytes(hostile.damaged(source.read_bytes(), dice))
-    how = dice.choice((["--noise", "0.5"], ["--keep", "0:4,:"], ["--keep", "0"], ["--keep", "0.1:0.2"]))
+    how = dice.choice(
+        (["--noise", "0.5"], ["--keep", "0:4,:"], ["--keep", "0"], ["--keep", "0.1:0.2"])
+    )
     run = box.whole / "runs" / name / "default"
     out = ["--out", str(box.out / "made")]
     return ["edit", str(run), str(path), *how, "-n", "2", "--steps", "2", *out]
@@ -355,7 +366,9 @@ def _forged(path: Path, dice: random.Random) -> None:
 
 def _restated(path: Path, dice: random.Random, pool: list[Any]) -> None:
     """A JSON or YAML file with parts of other kinds."""
-    load, dump = (json.loads, json.dumps) if path.suffix == ".json" else (yaml.safe_load, yaml.safe_dump)
+    load, dump = (
+        (json.loads, json.dumps) if path.suffix == ".json" else (yaml.safe_load, yaml.safe_dump)
+    )
     text = path.read_text()
     try:
         changed = _mutated(load(text), dice, pool)

@@ -141,6 +141,7 @@ def test_what_is_wrong_with_the_recordings_is_said(
         (["vocoder.path=null"], "vocoder.path: not set"),
         ([f"vocoder.path={tmp_path / 'empty'}"], r"vocoder.path: no .wav"),
         (["vocoder.held_out=zzz"], "'zzz' is found in the names of none of 36 files"),
+        (["vocoder.held_out='(x'"], "'(x' is no regular expression: missing )"),
         (["vocoder.held_out=wav"], "'wav' is found in the names of all of 36 files"),
     ):
         section = resolved(fsdd, *overrides).vocoder  # type: ignore[attr-defined]
