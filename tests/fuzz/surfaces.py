@@ -172,8 +172,9 @@ def _override(dice: random.Random, name: str, pools: Pools) -> str:
 def _runnable(dice: random.Random, box: Box, pools: Pools) -> list[str]:
     """A training of the toy or of digits with odd settings of all but its paths."""
     name = "toy" if dice.random() < 0.85 else "image"
-    paths = {"out", "name", "image.path", "image.download", "train.steps", "train.workers"}
-    keys = [key for key in pools.keys[name] if key not in paths]
+    paths = {"out", "name", "image.path", "image.download"}
+    slow = {"train.steps", "train.workers", "train.compile"}
+    keys = [key for key in pools.keys[name] if key not in paths | slow]
     odd = []
     for _ in range(dice.choice((1, 1, 2, 3))):
         key = dice.choice(keys)
