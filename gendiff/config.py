@@ -56,11 +56,11 @@ def build(kind: str, value: Any) -> Any:
         if type(value) in registry(kind).values():
             return value
         raise ValueError(f"a name or a mapping with a name is needed, got {value!r}")
-    params = {"name": value} if isinstance(value, str) else dict(value)
-    name = params.pop("name", None)
+    params = {"name": value} if isinstance(value, str) else {str(k): v for k, v in value.items()}
+    name = str(params.pop("name", None))
     classes = registry(kind)
     if name not in classes:
-        raise ValueError(f"no {kind} '{name}'.{suggest(str(name), classes)}")
+        raise ValueError(f"no {kind} '{name}'.{suggest(name, classes)}")
     return _make(classes[name], params, f"{kind} '{name}'")
 
 
@@ -124,7 +124,7 @@ def guidance_of(value: Any) -> Any:
 
     if isinstance(value, Guidance):
         return value
-    params = value if isinstance(value, Mapping) else {"scale": value}
+    params = {str(k): v for k, v in value.items()} if isinstance(value, Mapping) else {"scale": value}
     guidance = _make(Guidance, params, "guidance")
     if guidance.scale < 0:
         raise ValueError(f"scale={guidance.scale:g}: a number of at least 0 is needed")

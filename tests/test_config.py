@@ -119,6 +119,8 @@ def test_numbers_in_yaml_s_blind_spots_are_numbers() -> None:
         ('out="a\\0b"', "a NUL character"),
         (".".join("a" * 5000) + "=1", "no key has so many parts"),
         ("a\nb=1", "unknown key 'a\\nb'"),
+        ("diffusion.weight={1: 2, name: [edm]}", "no weight '['edm']'"),
+        ("sample.guidance={1: 2}", "guidance has no '1'"),
         ("threads=10000000", "less than or equal to 4096"),
         ("sample.steps=10000000", "less than or equal to 100000"),
         ("train.steps", "overrides are written key=value"),

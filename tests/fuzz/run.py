@@ -75,6 +75,8 @@ def limited() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGALRM, _alarm)
     durations._STEPS = 3  # enough to go through
+    for _, observer in plugins._extras().list_name_plugin():
+        plugins._extras().unregister(observer)  # they keep a writer for each run of a process
     plugins.register(ToyModality())
 
 

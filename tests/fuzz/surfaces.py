@@ -210,7 +210,7 @@ def _part(dice: random.Random, key: str) -> str:
 
 def configs(dice: random.Random, box: Box, pools: Pools) -> list[str]:
     """``config show`` and ``check`` of damaged recipes and overrides, and trainings with them."""
-    if dice.random() < 0.25:
+    if dice.random() < 0.06:
         return _runnable(dice, box, pools)
     name, given = dice.choice(MODALITIES), []
     if dice.random() < 0.6:
