@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib
 import json
 import multiprocessing
 import os
@@ -31,6 +32,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -49,6 +51,14 @@ WAITING_SECONDS = 60.0  # for what waits without computing
 STUCK_SECONDS = 120.0  # for what no signal reaches, in libraries
 MEMORY_BYTES = 3 << 30  # beyond what is in use at the start
 LONGEST_LINE = 2000
+LOADED = (
+    "sklearn.datasets", "sklearn.model_selection", "soundfile", "torchaudio.functional",
+    "gendiff_image.data", "gendiff_image.unet", "gendiff_image.metrics", "gendiff_molecule.task",
+    "gendiff_molecule.metrics", "gendiff_molecule.pictures", "gendiff_speech.data",
+    "gendiff_speech.network", "gendiff_speech.pictures", "gendiff_speech.vocoders",
+    "gendiff.train", "gendiff.evaluate", "gendiff.report", "gendiff.benchmark", "gendiff.fitting",
+    "gendiff.distillation", "gendiff.testing.conformance", "matplotlib.pyplot",
+)  # fmt: skip
 CONTEXT = multiprocessing.get_context("fork")
 
 
@@ -93,6 +103,7 @@ def listing(box: surfaces.Box) -> dict[str, int]:
     found = {}
     for folder, names, files in os.walk(box.top):
         names[:] = [n for n in names if Path(folder, n) not in box.writable]
+        files = [n for n in files if not n.endswith(".jsonl") or Path(folder) != box.top]
         for name in [*names, *files]:
             path = Path(folder, name)
             found[str(path)] = path.lstat().st_size if name in files else -1
@@ -143,6 +154,8 @@ def judged(result: Any, seconds: float, box: surfaces.Box, before: dict[str, int
     errors = [line for line in lines if re.match("[eE]rror: .*[a-z]", line)]
     if result.exit_code == 2 and not errors:
         return "refused without a word"
+    if result.exit_code == 2 and any(len(line.split()) < 4 for line in errors):
+        return f"says too little: {errors[0][:40]}"
     if "Traceback" in result.output:
         return "traceback in the output"
     if any(len(line) > LONGEST_LINE for line in errors):
@@ -193,7 +206,10 @@ def worker(surface: str, seed: int, begin: int, end: int, box: surfaces.Box, log
     pools = surfaces.pools(seed)
     gc.callbacks.clear()  # hypothesis's own, which would swallow a hang
     with log.open("a") as file:
+        parent = os.getppid()
         for index in range(begin, end):
+            if os.getppid() != parent:
+                return  # nobody watches any more
             file.write(f"{index}\n")
             file.flush()
             file.write(json.dumps(run_one(surface, seed, index, box, pools)) + "\n")
@@ -206,13 +222,8 @@ def last_line(log: Path) -> str:
 
 def watched(surface: str, seed: int, inputs: int, seconds: float, top: Path) -> list[Any]:
     """Runs a surface's inputs in a process that is replaced when one ends or stops it."""
-    box, log = surfaces.Box(top / surface), top / f"{surface}.jsonl"
+    box, log = surfaces.Box(top), top / f"{surface}.jsonl"
     begin, deadline = 0, time.monotonic() + seconds
-    made = CONTEXT.Process(target=prepare, args=(box,))
-    made.start()
-    made.join()
-    if made.exitcode:
-        raise SystemExit(f"the sandbox of '{surface}' could not be made")
     while begin < inputs and time.monotonic() < deadline:
         process = CONTEXT.Process(target=worker, args=(surface, seed, begin, inputs, box, log))
         process.start()
@@ -237,6 +248,15 @@ def watched(surface: str, seed: int, inputs: int, seconds: float, top: Path) -> 
             begin = json.loads(line)["index"] + 1 if line else inputs
     lines = [line for line in log.read_text().splitlines() if not line.isdecimal()]
     return [json.loads(line) for line in lines]
+
+
+def in_child(work: Callable[..., None], *args: Any) -> None:
+    """Does something in a process, as this one must stay fit to be forked."""
+    process = CONTEXT.Process(target=work, args=args)
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit("the sandbox could not be made")
 
 
 def prepare(box: surfaces.Box) -> None:
@@ -275,10 +295,7 @@ def table(found: dict[str, list[Any]], seed: int) -> str:
 
 def in_processes(top: Path, count: int, seed: int) -> list[Any]:
     """Some of the command surface's inputs as a shell would give them, each a new process."""
-    box = surfaces.Box(top / "process")
-    made = CONTEXT.Process(target=prepare, args=(box,))
-    made.start()
-    made.join()
+    box = surfaces.Box(top)
     enter(box)
     records, pools = [], surfaces.pools(seed)
     for index in range(count):
@@ -315,7 +332,7 @@ def arguments() -> argparse.Namespace:
 
 def show(surface: str, seed: int, index: int, top: Path) -> None:
     """Runs one input and prints all of it."""
-    box = surfaces.Box(top / surface)
+    box = surfaces.Box(top)
     prepare(box)
     record = run_one(surface, seed, index, box, surfaces.pools(seed))
     print("gendiff", *(repr(a) for a in record["args"]))
@@ -334,6 +351,9 @@ def run() -> int:
             return 0
         chosen = list(surfaces.SURFACES) if given.surface == "all" else [given.surface]
         out.mkdir(parents=True, exist_ok=True)
+        for name in LOADED:  # once, not in each process
+            importlib.import_module(name)
+        in_child(prepare, surfaces.Box(top))
         found = {}
         for surface in chosen:
             found[surface] = watched(surface, given.seed, given.inputs, given.seconds, top)

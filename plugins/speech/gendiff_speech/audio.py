@@ -73,7 +73,7 @@ def archive(path: Path) -> Iterator[zipfile.ZipFile]:
                     size = f"{member.file_size / 2**20:.0f} MiB"
                     raise DataError(f"data: {path}: {member.filename} is of {size}. Remove it.")
             yield opened
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
         raise DataError(f"data: {path} cannot be read: {error or 'it is cut short'}.") from error
 
 
