@@ -36,7 +36,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except click.ClickException as error:
-            error.message = printable(error.message)
+            vars(error)["message"] = printable(error.message)  # which click calls final
             raise
         except (GendiffError, OSError, MemoryError, RuntimeError) as error:
             said = explained(error)

@@ -124,7 +124,8 @@ def guidance_of(value: Any) -> Any:
 
     if isinstance(value, Guidance):
         return value
-    params = {str(k): v for k, v in value.items()} if isinstance(value, Mapping) else {"scale": value}
+    given = value if isinstance(value, Mapping) else {"scale": value}
+    params = {str(key): inner for key, inner in given.items()}
     guidance = _make(Guidance, params, "guidance")
     if guidance.scale < 0:
         raise ValueError(f"scale={guidance.scale:g}: a number of at least 0 is needed")
@@ -348,7 +349,8 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            mark = event.start_mark
             raise yaml.MarkedYAMLError(problem="aliases (*name) are not read", problem_mark=mark)
         if self.depth == DEEPEST:
             raise yaml.MarkedYAMLError(problem=f"nested deeper than {DEEPEST}")
