@@ -203,7 +203,7 @@ def _settings(model: Any, options: dict[str, Any]) -> Any:
     }
     for key in ("sampler", "grid", "guidance", "clip"):
         if changes[key] is not None:
-            changes[key] = config.parse_yaml(changes[key], f"--{key}: '{changes[key]}'")
+            changes[key] = config.parse_yaml(changes[key], printable(f"--{key}: '{changes[key]}'"))
     settings = model.settings(**changes)
     if model.guide is not None and settings.guidance.scale == 1:
         raise ConfigError("--guide-run: at guidance 1 the guide is not asked. Add --guidance 2")

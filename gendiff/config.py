@@ -361,9 +361,15 @@ class _Loader(yaml.SafeLoader):
 
     def construct_scalar(self, node: Any) -> Any:
         value = super().construct_scalar(node)
-        if "\0" in value:  # no path and no name may hold one
-            raise yaml.MarkedYAMLError(problem="a NUL character", problem_mark=node.start_mark)
+        if not _is_text(value):
+            problem = "a NUL or half a character, which no name and no path may hold"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
         return value
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be written as UTF-8, and be a name."""
+    return "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def parse_yaml(text: str, what: str) -> Any:
@@ -410,12 +416,16 @@ def parse_override(text: str) -> dict[str, Any]:
     Raises:
         ConfigError: There is no ``=``, or the value is not YAML.
     """
+    if not _is_text(text):
+        raise ConfigError(f"'{printable(text)}' is not UTF-8 text (command line)")
     key, sign, value = text.partition("=")
     if not sign or not key:
-        raise ConfigError(f"'{text}': overrides are written key=value, as in train.steps=1000")
+        raise ConfigError(
+            f"'{printable(text)}': overrides are written key=value, as in train.steps=1000"
+        )
     if key.count(".") > DEEPEST:
         raise ConfigError(f"unknown key '{key}' (command line): no key has so many parts")
-    return nested(key, parse_yaml(value, f"{key}: the value '{value}' (command line)"))
+    return nested(key, parse_yaml(value, printable(f"{key}: the value '{value}' (command line)")))
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:

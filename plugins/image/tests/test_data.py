@@ -460,7 +460,7 @@ def test_published_files(name: Any) -> None:
 
 def test_a_pipe_and_a_thread_of_a_picture(tmp_path: Path) -> None:
     """The one would be waited for, the other become gigabytes when it is resized."""
-    root = folder(tmp_path / "data", each=3)
+    root = folder(tmp_path / "data")
     os.mkfifo(root / "cat" / "pipe.png")
     Image.new("L", (100_000, 1)).save(root / "dog" / "thread.png")
     config = ImageConfig(data="folder", path=str(root), size=512, color="grey", skip_bad=True)
