@@ -24,7 +24,7 @@ from gendiff import checkpoint, config, console, distributed, ema, runs
 from gendiff.config import DrawConfig, SampleConfig
 from gendiff.denoiser import Denoiser
 from gendiff.editing import Kept, Translated, time_of_noise
-from gendiff.errors import CheckpointError, ConfigError, RunError, SamplingError
+from gendiff.errors import CheckpointError, ConfigError, SamplingError
 from gendiff.guidance import Clipped, NoClip, autoguidance, classifier_free
 from gendiff.modality import Given, Property, Request
 from gendiff.noise import Streams
@@ -444,11 +444,9 @@ def load(
         raise CheckpointError(f"{run.folder} has no checkpoint yet. Run 'gendiff train' first")
     if step is not None:
         path = checkpoint.at(run.checkpoints, step)
-    if json.loads(checkpoint.metadata(path).get("facts", "null")) != run.facts:
-        raise RunError(
-            f"{run.folder / 'run.json'} tells of other data than {path} was trained on. Restore "
-            "it, or give the same 'gendiff train' command again, which writes it anew"
-        )
+    with checkpoint.readable(path / checkpoint.WEIGHTS):
+        # Not those of run.json: the data may have changed, and that file been damaged, since.
+        run = replace(run, facts=dict(json.loads(checkpoint.metadata(path)["facts"])))
     place = pick_device(device or run.config.device, run.config.threads)
     network = run.modality.backbone(run.section, run.facts).to(place).eval().requires_grad_(False)
     at = checkpoint.step_of(path)
