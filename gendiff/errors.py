@@ -80,9 +80,14 @@ _OUT_OF_MEMORY = (
 LONGEST = 600  # characters of a line that a person reads
 
 
+def escaped(text: str) -> str:
+    """A text in one line, with what a terminal would obey, or no UTF-8 can hold, escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def printable(text: str) -> str:
-    """A text in one line, with what a terminal would obey escaped, and without its long middle."""
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    """A text in one line, escaped, and without its middle where it is long."""
+    line = escaped(text)
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 200]} … {line[-200:]}"
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from gendiff import checkpoint, config, generate, plugins, runs, train
+from gendiff import checkpoint, config, console, generate, plugins, runs, train
 from gendiff.cli import main
 from gendiff.errors import CheckpointError, DataError, NonFiniteError, RunError
 from gendiff.testing import ToyModality
@@ -153,6 +153,15 @@ def test_what_no_option_is_to_blame_for(
     done = cli()
     one_line(done, said)
     assert len(done.stderr) < 700
+
+
+def test_names_that_are_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    console.say("a\udcff.png\x1b[31m", tmp_path / "log.txt")
+    console.warn("b\udcfe")
+    said = capsys.readouterr()
+    assert said.out == "a\\udcff.png\\x1b[31m\n"
+    assert said.err == "warning: b\\udcfe\n"
+    assert (tmp_path / "log.txt").read_text().endswith(said.out)
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
