@@ -258,10 +258,10 @@ def _mnist(
 
 def _unpacked(file: Path, read: Callable[[str], Tensor]) -> Tensor:
     """Reads an idx file, or its .gz through a temporary copy."""
-    if file.exists():
+    if file.is_file():  # neither a folder nor a pipe, which would be waited for
         return read(str(file))
     packed = file.with_name(file.name + ".gz")
-    if not packed.exists():
+    if not packed.is_file():
         raise FileNotFoundError(f"no {file.name}[.gz] in {file.parent}")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / file.name
@@ -298,7 +298,7 @@ def _cifar10(
     folder = root / CIFAR10.base_folder
     needed = [n for n, _ in [*CIFAR10.train_list, *CIFAR10.test_list]] + [CIFAR10.meta["filename"]]
     for file in needed:
-        if not (folder / file).exists():
+        if not (folder / file).is_file():
             raise FileNotFoundError(f"no {folder / file}")
     warnings: tuple[str, ...] = ()
     try:
@@ -455,7 +455,7 @@ def _celeba(root: Path, download: bool) -> _Listing:
     missing = [
         name
         for _, _, name in CelebA.file_list
-        if not name.endswith(".zip") and not (folder / name).exists()
+        if not name.endswith(".zip") and not (folder / name).is_file()
     ]
     if missing or not (folder / "img_align_celeba").is_dir():
         raise FileNotFoundError(f"no {folder / (missing or ['img_align_celeba'])[0]}")

@@ -476,3 +476,15 @@ def test_a_gz_that_holds_more_than_it_tells(tmp_path: Path) -> None:
     packed.write_bytes(gzip.compress(gzip.decompress(packed.read_bytes()) + bytes(1)))
     with pytest.raises(DataError, match="holds more than its header tells of"):
         image.prepare(ImageConfig(data="mnist", path=str(tmp_path)))
+
+
+def test_pipes_in_place_of_files_are_not_waited_for(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    packed = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte.gz"
+    packed.unlink()
+    os.mkfifo(packed)
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    os.mkfifo(tmp_path / "cifar-10-batches-py" / "data_batch_1")
+    for name, file in (("mnist", "train-images"), ("cifar10", "data_batch_1")):
+        with pytest.raises(DataError, match=f"no .*{file}"):
+            image.prepare(ImageConfig(data=name, path=str(tmp_path)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -109,3 +110,9 @@ def test_a_zip_that_cannot_be_read(tmp_path: Path, damage: str) -> None:
         path.write_bytes(content[:36] + b"\xff" * 6 + content[42:])
     with pytest.raises(DataError, match="a.zip"), audio.archive(path) as opened:
         opened.read("a.wav")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.wav")
+    with pytest.raises(DataError, match=r"a.wav: is no file"):
+        audio.read(tmp_path / "a.wav", "a.wav")
