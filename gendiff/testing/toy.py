@@ -190,6 +190,9 @@ class ToyModality(Modality):
     ) -> tuple[Space, Cond | None]:
         sizes = [_size(config, request.seed, i) for i in request.ids]
         labels = [request.values.get("label", i % CLASSES) for i in request.ids]
+        for label in labels:
+            if label not in range(CLASSES):
+                raise ConfigError(f"label: {label!r} is no class. Choose 0 to {CLASSES - 1}")
         return _space(config, sizes), Cond({"label": torch.tensor(labels)})
 
     def given(

@@ -267,8 +267,14 @@ def commands(dice: random.Random, box: Box, pools: Pools) -> list[str]:
             usual = [str(run)] * 6 + [f"{run}@4", f"{run}@99", str(box.out), str(run / "run.json")]
         elif key == "source":
             usual = [str(source)]
+        elif key == "out":  # what is named may be written: nothing else is to be named
+            taken = box.out / "taken"
+            taken.touch()
+            return dice.choice(
+                [str(box.out / "made")] * 3 + [str(box.out / "a" / "b"), str(taken)]
+            )
         else:
-            usual = [str(box.out / "made"), str(box.out / "a" / "b"), str(source)]
+            usual = [str(source), str(box.out / "none.yaml")]
         odd = [t for t in hostile.TEXTS if not t.startswith(("/", "."))]
         return dice.choice(usual) if dice.random() < 0.8 else dice.choice(odd)
 
@@ -283,6 +289,8 @@ def commands(dice: random.Random, box: Box, pools: Pools) -> list[str]:
         return text
 
     args = list(chain)
+    if chain == ("plugins", "new"):
+        return [*chain, value("name"), "--folder", str(box.out)]
     dear = {"count": "2", "steps": "2", "tries": "2"}  # or an input takes minutes
     for parameter in command.params:
         key = parameter.name
@@ -301,8 +309,6 @@ def commands(dice: random.Random, box: Box, pools: Pools) -> list[str]:
             args += [parameter.opts[0], dear[key]]
         elif key == "out":
             args += ["--out", str(box.out / "made")]
-    if chain == ("plugins", "new") and "--folder" not in args:
-        args += ["--folder", str(box.out)]
     if dice.random() < 0.03:
         args.insert(dice.randrange(len(args)), dice.choice(hostile.TEXTS))
     return args

@@ -36,7 +36,7 @@ def read(source: Path | bytes, name: str) -> tuple[Tensor, int]:
         return soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source)
 
     if isinstance(source, Path) and not source.is_file():  # a pipe would be waited for
-        raise DataError(f"{name}: is no file. Remove it.")
+        raise DataError(f"{name}: cannot be decoded (no file). Remove or replace it.")
     try:
         if _cut_short(source):
             raise DataError(f"{name}: truncated, its header tells of more. Replace it.")
