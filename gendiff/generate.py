@@ -24,7 +24,7 @@ from gendiff import checkpoint, config, console, distributed, ema, runs
 from gendiff.config import DrawConfig, SampleConfig
 from gendiff.denoiser import Denoiser
 from gendiff.editing import Kept, Translated, time_of_noise
-from gendiff.errors import CheckpointError, ConfigError, SamplingError
+from gendiff.errors import CheckpointError, ConfigError, SamplingError, escaped
 from gendiff.guidance import Clipped, NoClip, autoguidance, classifier_free
 from gendiff.modality import Given, Property, Request
 from gendiff.noise import Streams
@@ -407,7 +407,7 @@ def pick_device(name: str, threads: int = 0) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"device: '{name}' cannot be used here: {reason}. Try device=cpu"
+            f"device: '{escaped(name)}' cannot be used here: {escaped(reason)}. Try device=cpu"
         ) from None
     return device
 
