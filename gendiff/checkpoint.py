@@ -12,16 +12,17 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gendiff.errors import CheckpointError, reason
+from gendiff.errors import CheckpointError, GendiffError, reason
 
 STATE, WEIGHTS, MANIFEST = "state.pt", "model.safetensors", "manifest.json"
 
@@ -111,7 +112,7 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 
 def steps(folder: Path) -> list[Path]:
     """The checkpoints of a folder, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if path.suffix != ".tmp")
+    return sorted(p for p in folder.glob("step-*") if p.name.removeprefix("step-").isdecimal())
 
 
 def check(path: Path) -> None:
@@ -121,8 +122,8 @@ def check(path: Path) -> None:
         CheckpointError: A file is missing or damaged.
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError):
+        manifest = dict(json.loads((path / MANIFEST).read_text()))
+    except (OSError, ValueError, TypeError):
         raise CheckpointError(f"checkpoint {path} is damaged: no readable {MANIFEST}") from None
     for name in (STATE, WEIGHTS):
         if not (path / name).is_file() or _fingerprint(path / name) != manifest.get(name):
@@ -182,12 +183,48 @@ def at(folder: Path, step: int) -> Path:
     return path
 
 
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Whatever torch, safetensors or json raise inside, of a file that is not what it should be.
+
+    Raises:
+        CheckpointError: They did.
+    """
+    try:
+        yield
+    except (GendiffError, MemoryError):
+        raise
+    except Exception as error:  # anything may come out of a damaged file
+        raise CheckpointError(
+            f"{path} is damaged, or not what its name says: {reason(error)}. Remove it"
+        ) from error
+
+
 def load_state(path: Path) -> dict[str, Any]:
-    """What ``save`` was given as ``state``, on the CPU."""
-    state: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True)
-    return state
+    """What ``save`` was given as ``state``, on the CPU.
+
+    Raises:
+        CheckpointError: It is something else.
+    """
+    with readable(path / STATE):
+        return dict(torch.load(path / STATE, map_location="cpu", weights_only=True))
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """The averaged weights."""
-    return load_file(path / WEIGHTS)
+    """The averaged weights.
+
+    Raises:
+        CheckpointError: They cannot be read.
+    """
+    with readable(path / WEIGHTS):
+        return load_file(path / WEIGHTS)
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """What ``save`` was given beside the weights.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    with readable(path / WEIGHTS), safe_open(path / WEIGHTS, "pt") as file:
+        return dict(file.metadata())

@@ -14,11 +14,18 @@ from typing import Any
 import click
 
 from gendiff import __version__
-from gendiff.errors import ConfigError, GendiffError, OtherProcessError
+from gendiff.errors import ConfigError, GendiffError, explained, printable
+
+MOST = 100_000_000  # samples of a command: their ids are held in memory
+SEED = click.IntRange(-(2**63), 2**63 - 1)
 
 
 class Commands(click.Group):
-    """Formats errors, and keeps the commands in the order of use."""
+    """Formats errors, and keeps the commands in the order of use.
+
+    What no file, key or option is to blame for (a missing right, a full disk, too little memory)
+    is caught here alone.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -26,11 +33,18 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except GendiffError as error:
+        except click.ClickException as error:
+            vars(error)["message"] = printable(error.message)  # which click calls final
+            raise
+        except (GendiffError, OSError, MemoryError, RuntimeError) as error:
+            said = explained(error)
+            if said is None:
+                raise
             if ctx.params.get("debug"):
                 traceback.print_exc()
-            for line in [] if isinstance(error, OtherProcessError) else str(error).splitlines():
-                click.echo(f"error: {line.removesuffix('.')}", err=True)  # as a plugin may end it
+            for line in said.split("\n") if said else ():
+                text = printable(line).removesuffix(".")  # as a plugin may end it
+                click.echo(f"error: {text}", err=True)
             ctx.exit(2)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
@@ -178,7 +192,7 @@ def _sampling(function: Any) -> Any:
             help="Average of this width sigma_rel, from the snapshots of train.ema_widths.",
         ),
         click.option("--batch-size", type=int, help="Samples at a time; changes no sample."),
-        click.option("--seed", type=int, default=0, show_default=True, help="Seed."),
+        click.option("--seed", type=SEED, default=0, show_default=True, help="Seed."),
         click.option("--device", help="In place of the run's: cpu, cuda, …"),
     ):
         function = decorator(function)
@@ -187,17 +201,14 @@ def _sampling(function: Any) -> Any:
 
 def _settings(model: Any, options: dict[str, Any]) -> Any:
     """The run's settings with the options given; a part may be written as YAML."""
-    import yaml
+    from gendiff import config
 
     changes = {
         k: options[k] for k in ("sampler", "grid", "steps", "guidance", "clip", "batch_size")
     }
     for key in ("sampler", "grid", "guidance", "clip"):
         if changes[key] is not None:
-            try:
-                changes[key] = yaml.safe_load(changes[key])
-            except yaml.YAMLError:
-                raise ConfigError(f"--{key}: '{changes[key]}' is not valid YAML") from None
+            changes[key] = config.parse_yaml(changes[key], printable(f"--{key}: '{changes[key]}'"))
     settings = model.settings(**changes)
     if model.guide is not None and settings.guidance.scale == 1:
         raise ConfigError("--guide-run: at guidance 1 the guide is not asked. Add --guidance 2")
@@ -253,7 +264,7 @@ def _making(function: Any) -> Any:
             metavar="KEY=VALUE",
             help="A key of the modality's section that says how samples are written.",
         ),
-        click.option("-n", "count", type=click.IntRange(min=1), help="How many."),
+        click.option("-n", "count", type=click.IntRange(1, MOST), help="How many."),
     ):
         function = decorator(function)
     return _sampling(function)
@@ -348,7 +359,10 @@ def _number(name: str, value: Any) -> float:
 @main.command()
 @_sampling
 @click.option(
-    "-n", "count", type=click.IntRange(min=2), help="Samples to judge.  [default: the modality's]"
+    "-n",
+    "count",
+    type=click.IntRange(2, MOST),
+    help="Samples to judge.  [default: the modality's]",
 )
 @click.option(
     "--likelihood",
@@ -396,9 +410,9 @@ def evaluate(
     "--out", type=click.Path(path_type=Path), help="The file.  [default: RUN/report.html]"
 )
 @click.option(
-    "-n", "count", type=click.IntRange(min=1), default=16, show_default=True, help="Samples."
+    "-n", "count", type=click.IntRange(1, 1024), default=16, show_default=True, help="Samples."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed.")
 @click.option("--device", help="In place of the run's: cpu, cuda, …")
 def report(
     folders: tuple[Path, ...], out: Path | None, count: int, seed: int, device: str | None
@@ -472,7 +486,7 @@ def benchmark(suite: Path, out: Path | None, device: str | None) -> None:
 @main.command("fit-grid")
 @_sampling
 @click.option(
-    "-n", "count", type=click.IntRange(min=2), default=128, show_default=True, help="Samples."
+    "-n", "count", type=click.IntRange(2, MOST), default=128, show_default=True, help="Samples."
 )
 @click.option(
     "--tries", type=click.IntRange(min=0), default=150, show_default=True, help="Grids to try."

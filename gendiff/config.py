@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from gendiff.errors import ConfigError, suggest
+from gendiff.errors import ConfigError, printable, suggest
 from gendiff.modality import Modality, Section
 
 # --- named parts: schedules, samplers, … --------------------------------------------------------
@@ -56,11 +56,11 @@ def build(kind: str, value: Any) -> Any:
         if type(value) in registry(kind).values():
             return value
         raise ValueError(f"a name or a mapping with a name is needed, got {value!r}")
-    params = {"name": value} if isinstance(value, str) else dict(value)
-    name = params.pop("name", None)
+    params = {"name": value} if isinstance(value, str) else {str(k): v for k, v in value.items()}
+    name = str(params.pop("name", None))
     classes = registry(kind)
     if name not in classes:
-        raise ValueError(f"no {kind} '{name}'.{suggest(str(name), classes)}")
+        raise ValueError(f"no {kind} '{name}'.{suggest(name, classes)}")
     return _make(classes[name], params, f"{kind} '{name}'")
 
 
@@ -124,7 +124,8 @@ def guidance_of(value: Any) -> Any:
 
     if isinstance(value, Guidance):
         return value
-    params = value if isinstance(value, Mapping) else {"scale": value}
+    given = value if isinstance(value, Mapping) else {"scale": value}
+    params = {str(key): inner for key, inner in given.items()}
     guidance = _make(Guidance, params, "guidance")
     if guidance.scale < 0:
         raise ValueError(f"scale={guidance.scale:g}: a number of at least 0 is needed")
@@ -162,7 +163,7 @@ class DiffusionConfig(Section):
         0.1, "share of training samples whose condition is hidden, for guidance", ge=0, le=1
     )
     vlb_weight: float = _option(0.001, "weight of the bound that trains a learned variance", ge=0)
-    vlb_steps: int = _option(1000, "steps of the chain of this bound", ge=2)
+    vlb_steps: int = _option(1000, "steps of the chain of this bound", ge=2, le=10**6)
     category_weight: float = _option(1.0, "weight of the categories' cross-entropy", ge=0)
     distance_weight: float = _option(1.0, "weight of the modality's own distance, if any", ge=0)
 
@@ -183,7 +184,7 @@ class TrainConfig(Section):
     """The optimisation."""
 
     steps: int = _option(10_000, "optimiser steps", ge=1)
-    batch_size: int = _option(128, "samples of a step", ge=1)
+    batch_size: int = _option(128, "samples of a step", ge=1, le=2**24)
     accumulate: int = _option(1, "parts into which a step's batch is cut to save memory", ge=1)
     parallel: Literal["ddp", "fsdp"] = _option(
         "ddp", "under torchrun: ddp copies the network to every process, fsdp shards it"
@@ -204,7 +205,7 @@ class TrainConfig(Section):
     ema_snapshot_steps: int = _option(500, "steps between snapshots of these averages", ge=1)
     precision: Literal["auto", "fp32", "bf16"] = _option("auto", "auto: bf16 on capable GPUs")
     compile: bool = _option(False, "compile the network (torch.compile, in place)")
-    workers: int = _option(0, "processes that load data", ge=0)
+    workers: int = _option(0, "processes that load data", ge=0, le=1024)
     log_every_steps: int = _option(100, "steps between log lines", ge=1)
     sample_every_steps: int = _option(1000, "steps between previews; 0 for the last only", ge=0)
     checkpoint_every_steps: int = _option(1000, "steps between checkpoints", ge=1)
@@ -225,20 +226,20 @@ class DrawConfig(Section):
 
     sampler: Annotated[Any, *_named("sampler")] = _option("dpm++2m", "the sampling method")
     grid: Annotated[Any, *_named("grid")] = _option("karras", "where the sampler's times lie")
-    steps: int = _option(20, "steps of the grid", ge=1)
+    steps: int = _option(20, "steps of the grid", ge=1, le=100_000)
     guidance: Annotated[Any, BeforeValidator(guidance_of), PlainSerializer(_describe_guidance)] = (
         _option(1.0, "scale of guidance, 1 for none; or {scale, interval, rescale, …}")
     )
     clip: Annotated[Any, *_named("clip")] = _option(
         "none", "keeps estimates in the data's range: none, static, dynamic"
     )
-    batch_size: int = _option(64, "samples at a time", ge=1)
+    batch_size: int = _option(64, "samples at a time", ge=1, le=2**20)
 
 
 class SampleConfig(DrawConfig):
     """The defaults of sampling, for previews, ``sample`` and ``evaluate``."""
 
-    preview: int = _option(64, "samples of a preview in training", ge=1)
+    preview: int = _option(64, "samples of a preview in training", ge=1, le=2**16)
 
 
 class DistillConfig(DrawConfig):
@@ -247,19 +248,19 @@ class DistillConfig(DrawConfig):
     grid: Annotated[Any, *_named("grid")] = _option("flow", "where the sampler's times lie")
     teacher: str = Field(description="the teacher's run folder")
     checkpoint: int = Field(description="the step of its weights", ge=0)
-    pairs: int = _option(10_000, "pairs of noise and the teacher's sample", ge=1)
+    pairs: int = _option(10_000, "pairs of noise and the teacher's sample", ge=1, le=2**40)
 
 
 class RunConfig(Section):
     """Everything a run is made from; a modality adds its section under its own name."""
 
-    name: str = _option("default", "name of the run's folder", pattern=r"^[\w.-]+$")
+    name: str = _option("default", "name of the run's folder", pattern=r"^[\w-][\w.-]*$")
     out: str = _option("runs", "folder that holds the runs")
     seed: int = _option(0, "names every random number of the run", ge=0, lt=2**63)
     device: str = _option(
         "auto", "auto, cpu, cuda, cuda:1 or mps; auto: the first GPU, else the CPU"
     )
-    threads: int = _option(0, "CPU threads; 0 as many as there are cores", ge=0)
+    threads: int = _option(0, "CPU threads; 0 as many as there are cores", ge=0, le=4096)
     diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     sample: SampleConfig = Field(default_factory=SampleConfig)
@@ -343,6 +344,60 @@ def _with_section(name: str, section: type[Section]) -> type[RunConfig]:
     return create_model("RunConfig", __base__=RunConfig, **fields)
 
 
+DEEPEST = 32  # no configuration is nested deeper; some parsers recurse
+LONGEST = 1 << 20  # characters of YAML
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data of no great depth, without aliases: a few of them can stand for terabytes."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            mark = event.start_mark
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not read", problem_mark=mark)
+        if self.depth == DEEPEST:
+            raise yaml.MarkedYAMLError(problem=f"nested deeper than {DEEPEST}")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_scalar(self, node: Any) -> Any:
+        value = super().construct_scalar(node)
+        if not _is_text(value):
+            problem = "a NUL or half a character, which no name and no path may hold"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return value
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be written as UTF-8, and be a name."""
+    return "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def parse_yaml(text: str, what: str) -> Any:
+    """Plain data: nothing is built that YAML's tags may ask for.
+
+    Raises:
+        ConfigError: It is not YAML, too long or too deep, or has aliases; begins with ``what``.
+    """
+    if len(text) > LONGEST:
+        raise ConfigError(f"{what}: {len(text)} characters, more than {LONGEST}")
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "cannot be parsed"
+        raise ConfigError(f"{what}{where}: invalid YAML: {problem}") from None
+    # What its constructors raise for !!int x, 2001-99-99 or a number of 5000 digits.
+    except (ValueError, KeyError, AttributeError, OverflowError) as error:
+        raise ConfigError(f"{what}: invalid YAML: {error}") from None
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping.
 
@@ -350,16 +405,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: It is missing, unreadable, or holds something else.
     """
     try:
-        data = yaml.safe_load(path.read_text())
+        text = path.read_text()
     except OSError as error:
         raise ConfigError(f"config file {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "cannot be parsed"
-        raise ConfigError(f"config file {path}{where}: invalid YAML: {problem}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"config file {path}: not a text file") from None
+    data = parse_yaml(text, f"config file {path}")
     if not isinstance(data or {}, dict):
         raise ConfigError(f"config file {path}: keys and values are needed, got {data!r}")
     return data or {}
@@ -371,14 +422,16 @@ def parse_override(text: str) -> dict[str, Any]:
     Raises:
         ConfigError: There is no ``=``, or the value is not YAML.
     """
+    if not _is_text(text):
+        raise ConfigError(f"'{printable(text)}' is not UTF-8 text (command line)")
     key, sign, value = text.partition("=")
     if not sign or not key:
-        raise ConfigError(f"'{text}': overrides are written key=value, as in train.steps=1000")
-    try:
-        data = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"{key}: the value '{value}' is not valid YAML (command line)") from None
-    return nested(key, data)
+        raise ConfigError(
+            f"'{printable(text)}': overrides are written key=value, as in train.steps=1000"
+        )
+    if key.count(".") > DEEPEST:
+        raise ConfigError(f"unknown key '{key}' (command line): no key has so many parts")
+    return nested(key, parse_yaml(value, printable(f"{key}: the value '{value}' (command line)")))
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:
@@ -479,7 +532,7 @@ def _message(problem: Any) -> str:
 
 def problem_line(problem: Any, valid: Sequence[str], sources: Mapping[str, str]) -> str:
     """One of pydantic's problems as a line with the key, its source and a suggestion."""
-    key = ".".join(str(part) for part in problem["loc"])
+    key = printable(".".join(str(part) for part in problem["loc"]))
     # The source of the longest known key that this one continues, or that continues this one.
     related = [
         k for k in sources if k == key or key.startswith(k + ".") or k.startswith(key + ".")

@@ -12,12 +12,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from gendiff.errors import escaped
+
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(text: str, log: Path | None = None) -> None:
     """Prints a line, and appends it to a log file; neither where ``out.quiet`` is set."""
+    text = escaped(text)  # names of files may hold anything
     out.print(text, markup=False)
     if log is not None and not out.quiet:
         with log.open("a") as file:
@@ -26,7 +29,7 @@ def say(text: str, log: Path | None = None) -> None:
 
 def warn(text: str) -> None:
     """Prints a warning to standard error; like an error it ends without a full stop."""
-    err.print(f"warning: {text.removesuffix('.')}", markup=False)
+    err.print(f"warning: {escaped(text.removesuffix('.'))}", markup=False)
 
 
 def table(title: str, header: list[str], rows: list[list[str]]) -> None:

@@ -97,7 +97,7 @@ def prepare(folder: Path, files: Sequence[Path] = (), overrides: Sequence[str] =
     generate.check_guidance(run.config, settings.guidance, "distill.guidance")
     path = checkpoint.at(run.checkpoints, settings.checkpoint)
     section = getattr(resolved, run.modality.name)
-    student = run.modality.backbone(section, run.facts)
+    student = run.modality.backbone(section, teacher.run.facts)
     generate.restore(student, teacher.network.state_dict(), path)
     if resolved.diffusion.prediction == "eps":
         console.warn(

@@ -30,6 +30,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from gendiff.checkpoint import readable
 from gendiff.distributed import local, present, state_of
 from gendiff.errors import CheckpointError
 
@@ -144,7 +145,8 @@ def save_snapshot(folder: Path, step: int, averages: Sequence[PowerEMA]) -> None
 def snapshots(folder: Path) -> dict[int, Path]:
     """The snapshots of a folder by step, oldest first."""
     paths = sorted(folder.glob("step-*.safetensors"))
-    return {int(path.stem.removeprefix("step-")): path for path in paths}
+    steps = [path.stem.removeprefix("step-") for path in paths]
+    return {int(n): path for n, path in zip(steps, paths, strict=True) if n.isdecimal()}
 
 
 def reconstruct(folder: Path, width: float, step: int, network: nn.Module) -> dict[str, Tensor]:
@@ -172,14 +174,13 @@ def reconstruct(folder: Path, width: float, step: int, network: nn.Module) -> di
         raise CheckpointError(str(error)) from None
     profiles: list[tuple[float, float]] = []
     for t, path in kept.items():
-        with safe_open(path, "pt") as file:
-            widths = json.loads(file.metadata()["widths"])
-        profiles += [(t, gamma_of(w)) for w in widths]
+        with readable(path), safe_open(path, "pt") as file:
+            profiles += [(t, gamma_of(w)) for w in json.loads(file.metadata()["widths"])]
     weights = iter(mixture(profiles, max(kept), gamma).tolist())
     buffers = {name for name, _ in network.named_buffers(remove_duplicate=False)}
     total: dict[str, Tensor] = {}
     for path in kept.values():
-        with safe_open(path, "pt") as file:
+        with readable(path), safe_open(path, "pt") as file:
             names = file.keys()
             for i in range(len(json.loads(file.metadata()["widths"]))):
                 weight = next(weights)

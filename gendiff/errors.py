@@ -56,6 +56,41 @@ def reason(error: BaseException) -> str:
     return text if text and kind.endswith("Error") and " " not in kind else said
 
 
+def explained(error: BaseException) -> str | None:
+    """What a person is told of an error, nothing where another process tells it; None: a bug."""
+    if isinstance(error, OtherProcessError):
+        return ""
+    if isinstance(error, GendiffError):
+        return str(error)
+    if isinstance(error, OSError):
+        return None if isinstance(error, BrokenPipeError) else reason(error)
+    if isinstance(error, MemoryError) or any(word in str(error) for word in _OUT_OF_MEMORY):
+        return (
+            f"out of memory ({reason(error)}). Ask for less: a smaller batch_size, network, data "
+            "set or number of samples"
+        )
+    return None
+
+
+# Of torch's allocators, which raise RuntimeError, and of sizes that no integer holds.
+_OUT_OF_MEMORY = (
+    "allocate memory", "out of memory", "calculation overflowed", "multiplication overflow",
+)  # fmt: skip
+
+LONGEST = 600  # characters of a line that a person reads
+
+
+def escaped(text: str) -> str:
+    """A text in one line, with what a terminal would obey, or no UTF-8 can hold, escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def printable(text: str) -> str:
+    """A text in one line, escaped, and without its middle where it is long."""
+    line = escaped(text)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 200]} … {line[-200:]}"
+
+
 def suggest(word: str, valid: Collection[str]) -> str:
     """`` Did you mean 'x'?`` or the list of what is valid, to be put behind a message."""
     close = difflib.get_close_matches(word, list(valid), 1, 0.5)

@@ -10,6 +10,7 @@ On an accelerator batches are of the size asked for, and samples agree up to its
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from gendiff import checkpoint, config, console, distributed, ema, runs
 from gendiff.config import DrawConfig, RunConfig, SampleConfig
 from gendiff.denoiser import Denoiser
 from gendiff.editing import Kept, Translated, time_of_noise
-from gendiff.errors import CheckpointError, ConfigError, SamplingError
+from gendiff.errors import CheckpointError, ConfigError, SamplingError, escaped
 from gendiff.guidance import Clipped, Guidance, NoClip, autoguidance, classifier_free
 from gendiff.modality import Given, Property, Request
 from gendiff.noise import Streams
@@ -418,11 +419,11 @@ def pick_device(name: str, threads: int = 0) -> torch.device:
         torch.set_num_threads(threads)
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()  # "meta" has tensors, and no values
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"device: '{name}' cannot be used here: {reason}. Try device=cpu"
+            f"device: '{escaped(name)}' cannot be used here: {escaped(reason)}. Try device=cpu"
         ) from None
     return device
 
@@ -459,6 +460,9 @@ def load(
         raise CheckpointError(f"{run.folder} has no checkpoint yet. Run 'gendiff train' first")
     if step is not None:
         path = checkpoint.at(run.checkpoints, step)
+    with checkpoint.readable(path / checkpoint.WEIGHTS):
+        # Not those of run.json: the data may have changed, and that file been damaged, since.
+        run = replace(run, facts=dict(json.loads(checkpoint.metadata(path)["facts"])))
     place = pick_device(device or run.config.device, run.config.threads)
     network = run.modality.backbone(run.section, run.facts).to(place).eval().requires_grad_(False)
     at = checkpoint.step_of(path)

@@ -56,7 +56,7 @@ def made_from(file: Path) -> str | None:
     try:
         with safe_open(file, "pt") as opened:
             return opened.metadata()["made_from"]
-    except (OSError, SafetensorError):
+    except (OSError, SafetensorError, KeyError, TypeError):  # TypeError: there are no metadata
         return None
 
 

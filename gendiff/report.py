@@ -172,10 +172,10 @@ def _drawn(folder: Path, n: int, seed: int, device: str | None) -> Drawn:
 def _metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of ``metrics.jsonl``; a line cut short by a kill is left out."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and "step" in row:
             rows.append(row)

@@ -207,9 +207,12 @@ def load(folder: Path) -> Run:
         )
     try:
         record = json.loads((folder / "run.json").read_text())
-        name, facts = record["modality"], record["facts"]
-    except (ValueError, KeyError, TypeError):
-        raise RunError(f"{folder / 'run.json'} is damaged") from None
+        name, facts = str(record["modality"]), dict(record["facts"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise RunError(
+            f"{folder / 'run.json'} is damaged. 'gendiff train' writes it anew, with the settings "
+            "of config.yaml"
+        ) from None
     modality = plugins.modality(name)
     data = _read_config(folder)
     sources = dict.fromkeys(configuration.flatten(data), str(folder / "config.yaml"))
@@ -260,8 +263,13 @@ def cache_folder() -> Path:
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file so that readers see the old text or the new, never a half."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 class MetricsLog:
@@ -271,7 +279,8 @@ class MetricsLog:
         self.path = folder / "metrics.jsonl"
         self._run = str(folder)
         if self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= step]
+            lines = self.path.read_text(errors="replace").splitlines()
+            kept = [line for line in lines if _step_of(line) <= step]
             write_atomically(self.path, "".join(line + "\n" for line in kept))
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -295,5 +304,5 @@ def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return float("inf")  # a line cut short by a kill

@@ -300,7 +300,10 @@ class Trainer:
         Raises:
             CheckpointError: It does not fit the configuration.
         """
-        state = checkpoint.load_state(path)
+        with checkpoint.readable(path / checkpoint.STATE):
+            self._restore(checkpoint.load_state(path), path)
+
+    def _restore(self, state: Mapping[str, Any], path: Path) -> None:
         restore(self.network, state["network"], path)
         restore(self.ema.module, state["ema"], path)
         for average in self.power_emas:

@@ -70,5 +70,27 @@ def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:
 def test_a_state_cannot_carry_code(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     torch.save({"step": Path("x")}, path / checkpoint.STATE)
-    with pytest.raises(Exception, match="weights_only|Weights only|Unsupported"):
+    with pytest.raises(CheckpointError, match="state.pt is damaged, or not what its name says"):
         checkpoint.load_state(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 100, b"\xff" * 8 + b"{}", b"\x80\x04."])
+def test_what_cannot_be_read_is_one_error(tmp_path: Path, content: bytes) -> None:
+    """Also where the manifest was made to fit it."""
+    path = save(tmp_path, 1)
+    for name, load in (
+        (checkpoint.STATE, checkpoint.load_state),
+        (checkpoint.WEIGHTS, checkpoint.load_weights),
+        (checkpoint.WEIGHTS, checkpoint.metadata),
+    ):
+        (path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=f"{name} is damaged") as error:
+            load(path)
+        assert "\n" not in str(error.value)
+
+
+def test_other_names_and_manifests_are_no_checkpoints(tmp_path: Path) -> None:
+    good, bad = save(tmp_path, 1), save(tmp_path, 2)
+    (bad / checkpoint.MANIFEST).write_text("[1]")
+    (tmp_path / "step-x").mkdir()
+    assert checkpoint.newest(tmp_path, lambda text: None) == good

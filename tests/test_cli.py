@@ -199,6 +199,7 @@ def test_doctor_reports_the_plugin(tmp_path: Path) -> None:
         (["--modality", "image", "image.data=folder", "image.path=empty"], ["empty", "data"]),
         (["--modality", "image", "image.data=mnist", "image.path=empty"], ["empty"]),
         (["--modality", "image", "image.data=folder", "image.path=nowhere"], ["nowhere"]),
+        (["--modality", "image", "device=meta"], ["device: 'meta' cannot be used here"]),
         (["--modality", "image", "device=tpu"], ["device: 'tpu' cannot be used here"]),
         (["--modality", "image", "image.channel_multipliers=[1,1,1,1,1]"], ["not divisible by"]),
         (["--modality", "image", "out=file"], ["cannot be written", "out="]),

@@ -15,7 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from gendiff import checkpoint, config, plugins, runs, train
+from gendiff import checkpoint, config, console, generate, plugins, runs, train
 from gendiff.cli import main
 from gendiff.errors import CheckpointError, DataError, NonFiniteError, RunError
 from gendiff.testing import ToyModality
@@ -131,6 +131,79 @@ def test_a_log_that_cannot_be_written(
     one_line(done, "cannot be written: metrics.jsonl: " + os.strerror(code), "at step 15",
              "step-00000015 is whole")  # fmt: skip
     same_as_never(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "out of memory"),
+        (RuntimeError("x: DefaultCPUAllocator: can't allocate memory: 8 bytes"), "Ask for less"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "Ask for less"),
+        (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "a.txt"), "a.txt: Permission"),
+        (DataError("a\x1b[31mb\0" + "c" * 5000 + "end"), "data: a\\x1b[31mb\\x00ccc"),
+    ],
+)
+def test_what_no_option_is_to_blame_for(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    def fails(*_: Any) -> None:
+        raise DataError(f"data: {error}") if isinstance(error, DataError) else error
+
+    monkeypatch.setattr(ToyModality, "prepare", fails)
+    done = cli()
+    one_line(done, said)
+    assert len(done.stderr) < 700
+
+
+def test_names_that_are_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    console.say("a\udcff.png\x1b[31m", tmp_path / "log.txt")
+    console.warn("b\udcfe")
+    said = capsys.readouterr()
+    assert said.out == "a\\udcff.png\\x1b[31m\n"
+    assert said.err == "warning: b\\udcfe\n"
+    assert (tmp_path / "log.txt").read_text().endswith(said.out)
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(ToyModality, "prepare", fails)
+    assert isinstance(cli().exception, RuntimeError)
+
+
+def test_a_network_larger_than_the_memory(tmp_path: Path) -> None:
+    """The system refuses to give the tebibytes of it."""
+    from torch import nn
+
+    class Large(ToyModality):
+        def backbone(self, *_: Any) -> nn.Module:
+            return nn.Linear(2**20, 2**22)
+
+    plugins.register(Large())
+    one_line(cli(f"out={tmp_path}"), "out of memory", "Ask for less")
+
+
+def test_a_run_json_that_is_damaged(tmp_path: Path) -> None:
+    """What the weights were trained on is beside them; a file that is no record is named."""
+    assert cli(f"out={tmp_path}").exit_code == 0
+    record = tmp_path / "toy" / "default" / "run.json"
+    was = record.read_text()
+    record.write_text(was.replace('"classes": 3', '"classes": [4]'))
+    assert record.read_text() != was
+    assert generate.load(record.parent).run.facts == {"classes": 3}
+    record.write_text("[" * 100_000)
+    done = CliRunner().invoke(main, ["sample", str(record.parent), "-n", "1"])
+    one_line(done, "run.json is damaged. 'gendiff train' writes it anew")
+
+
+def test_a_damaged_log_of_metrics_is_gone_on_with(tmp_path: Path) -> None:
+    assert cli(f"out={tmp_path}", "train.steps=10").exit_code == 0
+    log = tmp_path / "toy" / "default" / "metrics.jsonl"
+    log.write_bytes(b"\xbb\xff\n" + log.read_bytes())
+    done = cli(f"out={tmp_path}", "train.steps=20", "--accept-changes")
+    assert done.exit_code == 0
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [5, 10, 15, 20]
 
 
 def test_a_read_only_folder_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

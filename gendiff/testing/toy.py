@@ -39,8 +39,8 @@ class ToyConfig(Section):
     """The section ``toy``."""
 
     kind: Literal["dense", "masked", "ragged"] = Field("dense", description="the space")
-    items: int = Field(64, ge=2, description="items of a split")
-    hidden: int = Field(32, ge=4, description="width of the network")
+    items: int = Field(64, ge=2, le=1 << 24, description="items of a split")
+    hidden: int = Field(32, ge=4, le=1 << 14, description="width of the network")
     centred: int = Field(3, ge=0, le=WIDTH, description="centred columns, ragged only")
     types: bool = Field(False, description="append a one-hot code of the class to every row")
     distance: bool = Field(False, description="add the mean absolute error to the loss")
@@ -189,6 +189,9 @@ class ToyModality(Modality):
     ) -> tuple[Space, Cond | None]:
         sizes = [_size(config, request.seed, i) for i in request.ids]
         labels = [request.values.get("label", i % CLASSES) for i in request.ids]
+        for label in labels:
+            if label not in range(CLASSES):
+                raise ConfigError(f"label: {label!r} is no class. Choose 0 to {CLASSES - 1}")
         return _space(config, sizes), Cond({"label": torch.tensor(labels)})
 
     def conditions(self, config: ToyConfig, facts: Mapping[str, Any]) -> tuple[Condition, ...]:

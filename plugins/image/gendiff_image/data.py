@@ -16,6 +16,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import math
 import os
 import pickle
 import shutil
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 Pixels = NDArray[np.uint8]
 
 _PACK_BYTES = 4 << 30  # decoded sets up to this size are kept in the cache folder
+_MOST_PIXELS = 178_956_970  # of a picture, as Pillow's own limit
 _FORMAT = 1  # of the files in the cache folder
 _FILES_OF = {
     "mnist": "MNIST/raw/train-images-idx3-ubyte.gz, …",
@@ -256,15 +258,22 @@ def _mnist(
 
 def _unpacked(file: Path, read: Callable[[str], Tensor]) -> Tensor:
     """Reads an idx file, or its .gz through a temporary copy."""
-    if file.exists():
+    if file.is_file():  # neither a folder nor a pipe, which would be waited for
         return read(str(file))
     packed = file.with_name(file.name + ".gz")
-    if not packed.exists():
+    if not packed.is_file():
         raise FileNotFoundError(f"no {file.name}[.gz] in {file.parent}")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / file.name
         with gzip.open(packed) as source, copy.open("wb") as target:
-            shutil.copyfileobj(source, target)
+            head = source.read(16)
+            sizes = [int.from_bytes(head[i : i + 4], "big") for i in range(4, 16, 4)]
+            told = 16 + (math.prod(sizes) if head[3:4] == b"\3" else sizes[0])
+            target.write(head)
+            while part := source.read(1 << 20):  # no more than the header tells of
+                if target.tell() + len(part) > told:
+                    raise DataError(f"data: {packed} holds more than its header tells of.")
+                target.write(part)
         return read(str(copy))
 
 
@@ -289,7 +298,7 @@ def _cifar10(
     folder = root / CIFAR10.base_folder
     needed = [n for n, _ in [*CIFAR10.train_list, *CIFAR10.test_list]] + [CIFAR10.meta["filename"]]
     for file in needed:
-        if not (folder / file).exists():
+        if not (folder / file).is_file():
             raise FileNotFoundError(f"no {folder / file}")
     warnings: tuple[str, ...] = ()
     try:
@@ -446,7 +455,7 @@ def _celeba(root: Path, download: bool) -> _Listing:
     missing = [
         name
         for _, _, name in CelebA.file_list
-        if not name.endswith(".zip") and not (folder / name).exists()
+        if not name.endswith(".zip") and not (folder / name).is_file()
     ]
     if missing or not (folder / "img_align_celeba").is_dir():
         raise FileNotFoundError(f"no {folder / (missing or ['img_align_celeba'])[0]}")
@@ -459,6 +468,8 @@ def _celeba(root: Path, download: bool) -> _Listing:
 
 def open_picture(path: Path, color: str | None, size: tuple[int, int] | None) -> Pixels:
     """Decodes a picture to (C, H, W): upright, 8 bits, in the colour and size asked for."""
+    if path.exists() and not path.is_file():
+        raise ValueError("not a file")  # a pipe would be waited for
     with Image.open(path) as opened:
         opened.load()
         image: Image.Image = ImageOps.exif_transpose(opened)
@@ -478,6 +489,13 @@ def open_picture(path: Path, color: str | None, size: tuple[int, int] | None) ->
         image = image.convert("L" if color == "grey" else "RGB")
     array = np.asarray(image)
     array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+    if size is not None:
+        scale = max(size[0] / array.shape[1], size[1] / array.shape[2])
+        if array.shape[1] * array.shape[2] * scale**2 > _MOST_PIXELS:
+            raise ValueError(
+                f"{array.shape[1]}x{array.shape[2]}, too narrow to be cropped to "
+                f"{size[0]}x{size[1]}"
+            )
     fitted: Pixels = _fit(np.array(array)[None], size, None)[0]
     return fitted
 

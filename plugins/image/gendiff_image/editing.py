@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import UnidentifiedImageError
 from torch import Tensor
 
 from gendiff.errors import ConfigError, DataError
 from gendiff_image.data import open_picture, to_unit
 
 _COLOR = {1: "grey", 3: "rgb"}
-_SLICES = re.compile(r"(-?\d*):(-?\d*),(-?\d*):(-?\d*)")
+_SLICES = re.compile(r"(-?\d{1,9})?:(-?\d{1,9})?,(-?\d{1,9})?:(-?\d{1,9})?")
 
 
 def given(facts: Mapping[str, Any], path: Path, keep: str | None) -> tuple[Tensor, Tensor | None]:
@@ -52,6 +51,6 @@ def _picture(path: Path, color: str | None, size: tuple[int, int]) -> Tensor:
         pixels = open_picture(path, color, size)
     except FileNotFoundError:
         raise DataError(f"edit: {path} is no file") from None
-    except (OSError, ValueError, UnidentifiedImageError, SyntaxError) as error:
+    except Exception as error:  # decoders raise nearly anything on damaged files
         raise DataError(f"edit: {path} cannot be read as a picture: {error}") from error
     return torch.from_numpy(to_unit(pixels, 255))

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from gendiff.spaces import Batch, Cond, Space
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, le=1 << 20)]
+Depth = Annotated[int, Field(gt=0, le=1000)]  # layers, each of which is built
 
 
 class ImageConfig(Section):
@@ -55,9 +56,12 @@ class ImageConfig(Section):
     learned_variance: bool = Field(False, description="a second output: the reverse variance")
     channels: Positive = Field(32, description="width of the U-Net's first level")
     channel_multipliers: tuple[Positive, ...] = Field(
-        (1, 2), min_length=1, description="width of each level; every further level halves H and W"
+        (1, 2),
+        min_length=1,
+        max_length=16,
+        description="width of each level; every further level halves H and W",
     )
-    blocks: Positive = Field(1, description="residual blocks of each level")
+    blocks: Depth = Field(1, description="residual blocks of each level")
     attention_levels: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (1,), description="levels with self-attention, 0 is the finest"
     )

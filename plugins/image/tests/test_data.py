@@ -456,3 +456,35 @@ def test_published_files(name: Any) -> None:
     report = image.prepare(ImageConfig(data=name, path=str(REAL)))
     assert (report.facts["train"], report.facts["test"]) == (60000, 10000)
     assert report.warnings == ()
+
+
+def test_a_pipe_and_a_thread_of_a_picture(tmp_path: Path) -> None:
+    """The one would be waited for, the other become gigabytes when it is resized."""
+    root = folder(tmp_path / "data")
+    os.mkfifo(root / "cat" / "pipe.png")
+    Image.new("L", (100_000, 1)).save(root / "dog" / "thread.png")
+    config = ImageConfig(data="folder", path=str(root), size=512, color="grey", skip_bad=True)
+    warnings = image.prepare(config).warnings
+    assert [w.rpartition(": ")[2] for w in warnings] == [
+        "not a file", "1x100000, too narrow to be cropped to 512x512",
+    ]  # fmt: skip
+
+
+def test_a_gz_that_holds_more_than_it_tells(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    packed = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte.gz"
+    packed.write_bytes(gzip.compress(gzip.decompress(packed.read_bytes()) + bytes(1)))
+    with pytest.raises(DataError, match="holds more than its header tells of"):
+        image.prepare(ImageConfig(data="mnist", path=str(tmp_path)))
+
+
+def test_pipes_in_place_of_files_are_not_waited_for(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    packed = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte.gz"
+    packed.unlink()
+    os.mkfifo(packed)
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    os.mkfifo(tmp_path / "cifar-10-batches-py" / "data_batch_1")
+    for name, file in (("mnist", "train-images"), ("cifar10", "data_batch_1")):
+        with pytest.raises(DataError, match=f"no .*{file}"):
+            image.prepare(ImageConfig(data=name, path=str(tmp_path)))

@@ -143,6 +143,11 @@ def stacked(records: Sequence[Record]) -> Parsed:
     return Parsed(molecules, where, np.zeros(len(records), np.uint8), [r.bonds for r in records])
 
 
+def _is_count(text: str) -> bool:
+    """Whether a text is a number of things, as ``²`` and a number of 5000 digits are not."""
+    return text.isascii() and text.isdigit() and len(text) <= 12
+
+
 def numeric(fields: Iterable[tuple[str, Any]]) -> dict[str, float]:
     """Those of the named values that are finite numbers."""
     found = {}
@@ -235,7 +240,7 @@ def unknown_element(symbol: str) -> str:
 def _why(lines: Sequence[str]) -> str:
     """What is wrong with a record that RDKit refuses."""
     counts = lines[3] if len(lines) > 3 else ""
-    if counts[:3].strip().isdigit() and "V3000" not in counts:
+    if _is_count(counts[:3].strip()) and "V3000" not in counts:
         atoms = lines[4 : 4 + int(counts[:3])]
         for line in atoms:
             if re.search(r"\b(nan|inf|infinity)\b", line[:30].lower()):
@@ -255,7 +260,7 @@ def _xyz(name: str, lines: Iterator[str]) -> Iterator[Item]:
             continue
         frame += 1
         where = f"{name} frame {frame}"
-        if not line.strip().isdigit():
+        if not _is_count(line.strip()):
             found = line.strip()[:40]
             yield Problem(where, f"expected a number of atoms, found '{found}'")
             return  # where the next frame begins is not known
@@ -293,7 +298,7 @@ def _frame(where: str, comment: str, rows: Sequence[str], smiles: str) -> Record
             return Problem(where, f"atom {i}: cannot read '{row.strip()[:60]}'")
         if len(positions[-1]) < 3:
             return Problem(where, f"atom {i}: cannot read '{row.strip()[:60]}'")
-        z = int(element) if element.isdigit() else NUMBERS.get(element.upper(), 0)
+        z = int(element) if _is_count(element) else NUMBERS.get(element.upper(), 0)
         if not 0 < z < len(SYMBOLS):
             return Problem(where, unknown_element(element))
         numbers.append(z)
@@ -311,7 +316,7 @@ def _columns(properties: str) -> tuple[int, int] | None:
     at, start = {}, 0
     for name, _, width in zip(words[::3], words[1::3], words[2::3], strict=False):
         at[name.lower()] = start
-        start += int(width) if width.isdigit() else 0
+        start += int(width) if _is_count(width) else 0
     element = at.get("species", at.get("z"))
     return None if element is None or "pos" not in at else (element, at["pos"])
 
@@ -359,6 +364,8 @@ def _npz(name: str, path: Path) -> Parsed | Problem:
             return _arrays(name, {key: data[key] for key in data.files})
     except (EOFError, zlib.error, zipfile.BadZipFile, OSError):
         return Problem(name, "damaged or truncated")
+    except MemoryError:
+        return Problem(name, "tells of arrays larger than the memory")
     except ValueError as error:
         if "pickle" in str(error):
             return Problem(name, "holds pickled objects, which are not read")

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from gendiff.spaces import Batch, Categories, Cond, Space
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, le=1 << 20)]
+Depth = Annotated[int, Field(gt=0, le=1000)]  # layers, each of which is built
 
 
 class MoleculeConfig(Section):
@@ -71,7 +72,7 @@ class MoleculeConfig(Section):
     )
     width: Positive = Field(96, description="features of an atom")
     pair_width: Positive = Field(32, description="features of a pair of atoms (pair)")
-    layers: Positive = Field(5, description="layers")
+    layers: Depth = Field(5, description="layers")
     heads: Positive = Field(8, description="attention heads (pair)")
     groups: Positive = Field(2, description="groups of like size into which a batch is cut")
 

@@ -199,7 +199,7 @@ def place(smiles: str, max_atoms: int) -> Place | str:
             rdForceFieldHelpers.UFFOptimizeMolecule(mol, maxIters=2000)
         else:
             return "neither MMFF94 nor UFF has parameters for it"
-    except (RuntimeError, ValueError):
+    except (RuntimeError, ValueError, MemoryError):
         return nowhere
     return numbers, mol.GetConformer().GetPositions(), canonical, bonds_of(mol)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import io
 import pickle
+import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -514,3 +516,18 @@ def test_table_bonds_see_aromatic_rings_and_radicals(tmp_path: Path) -> None:
     assert found.smiles.tolist() == ["c1ccoc1", ""]
     assert (found.bonds_of(0)[:, 2] == 4).sum() == 5
     assert len(found.bonds_of(1)) == 3
+
+
+@pytest.mark.parametrize("count", ["9" * 5000, "\u00b2", "\u0663"])
+def test_what_only_looks_like_a_number_of_atoms(tmp_path: Path, count: str) -> None:
+    path = write(tmp_path / "a.xyz", f"{WATER}{count}\n\nO 0 0 0\n")
+    assert "expected a number of atoms" in reason(path)
+
+
+def test_arrays_larger_than_the_memory(tmp_path: Path) -> None:
+    """A header may tell of tebibytes."""
+    head = b"{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999999, 3), }"
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("numbers.npy", b"\x93NUMPY\1\0" + struct.pack("<H", len(head)) + head)
+    with pytest.raises(DataError, match="arrays larger than the memory"):
+        load(tmp_path / "a.npz")

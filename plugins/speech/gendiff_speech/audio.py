@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,6 +16,8 @@ from torch import Tensor
 from gendiff.errors import DataError
 
 LONGEST_SECONDS = 600
+LARGEST_BYTES = 256 << 20  # of a file in a zip: 10 minutes of 48 kHz, stereo, 32 bits
+DEAREST_RATES = 50_000_000  # of resampling: the product of both rates, without common factors
 
 
 def read(source: Path | bytes, name: str) -> tuple[Tensor, int]:
@@ -28,6 +35,8 @@ def read(source: Path | bytes, name: str) -> tuple[Tensor, int]:
     def opened() -> soundfile.SoundFile:
         return soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source)
 
+    if isinstance(source, Path) and not source.is_file():  # a pipe would be waited for
+        raise DataError(f"{name}: cannot be decoded (no file). Remove or replace it.")
     try:
         if _cut_short(source):
             raise DataError(f"{name}: truncated, its header tells of more. Replace it.")
@@ -51,6 +60,25 @@ def read(source: Path | bytes, name: str) -> tuple[Tensor, int]:
     return wave, rate
 
 
+@contextmanager
+def archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    """A zip of recordings, which is read in memory: nothing is unpacked to its names.
+
+    Raises:
+        DataError: It is damaged, encrypted or of an unknown compression, or a file of it is
+            larger than any recording may be.
+    """
+    try:
+        with zipfile.ZipFile(path) as opened:
+            for member in opened.infolist():
+                if member.file_size > LARGEST_BYTES:
+                    size = f"{member.file_size / 2**20:.0f} MiB"
+                    raise DataError(f"data: {path}: {member.filename} is of {size}. Remove it.")
+            yield opened
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+        raise DataError(f"data: {path} cannot be read: {error or 'it is cut short'}.") from error
+
+
 def _cut_short(source: Path | bytes) -> bool:
     """Whether a WAV holds less than its header says, which libsndfile passes over."""
     if isinstance(source, bytes):
@@ -64,9 +92,15 @@ def _cut_short(source: Path | bytes) -> bool:
 
 
 def resample(wave: Tensor, rate: int, to_rate: int) -> Tensor:
-    """The wave at another rate, by torchaudio's windowed sinc."""
+    """The wave at another rate, by torchaudio's windowed sinc.
+
+    Raises:
+        DataError: The rates have so little in common that its filters would fill the memory.
+    """
     if rate == to_rate:
         return wave
+    if rate < 1000 or rate * to_rate // math.gcd(rate, to_rate) ** 2 > DEAREST_RATES:
+        raise DataError(f"a rate of {rate} Hz cannot be brought to {to_rate}. Resample it first.")
     from torchaudio.functional import resample as windowed_sinc
 
     out: Tensor = windowed_sinc(wave, rate, to_rate)

@@ -17,7 +17,6 @@ Each layout reads the folder of ``speech.path``, which must be there; nothing is
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -73,7 +72,7 @@ def _ljspeech(folder: Path) -> Found:
         raise DataError(f"speech.path: no metadata.csv in {folder}. Give LJSpeech's layout.")
     sounds: dict[str, tuple[Path, str | None]] = {}
     for archive in sorted(folder.glob("*.zip")):
-        with zipfile.ZipFile(archive) as kept:
+        with audio.archive(archive) as kept:
             for member in kept.namelist():
                 if member.lower().endswith(SOUNDS):
                     sounds[Path(member).stem] = archive, member
@@ -208,7 +207,7 @@ def hear(
     """
     with ExitStack() as stack:
         zips = {
-            path: stack.enter_context(zipfile.ZipFile(path))
+            path: stack.enter_context(audio.archive(path))
             for path in {r.path for r in recordings if r.member is not None}
         }
 

@@ -18,7 +18,6 @@ import io
 import json
 import os
 import re
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -116,7 +115,7 @@ def _files(path: Path) -> dict[str, Any]:
         zips = list(path.glob("*.zip"))
         path = zips[0] if zips else path / "recordings"
     if path.suffix == ".zip" and path.is_file():
-        with zipfile.ZipFile(path) as archive:
+        with audio.archive(path) as archive:
             names = [n for n in archive.namelist() if n.endswith(".wav")]
             return {Path(n).name: archive.read(n) for n in names}
     return {p.name: p for p in sorted(path.glob("*.wav"))}

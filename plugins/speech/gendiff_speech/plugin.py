@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
     from gendiff.spaces import Batch, Cond, Space
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, le=1 << 20)]
+Depth = Annotated[int, Field(gt=0, le=1000)]  # layers, each of which is built
 
 
 class SpeechConfig(Section):
@@ -52,7 +53,7 @@ class SpeechConfig(Section):
         15.0, gt=0, le=600, description="longer sentences are left out, sound without text is cut"
     )
     channels: Positive = Field(160, description="width of the network")
-    blocks: Positive = Field(8, description="gated residual blocks")
+    blocks: Depth = Field(8, description="gated residual blocks")
     dilations: tuple[Positive, ...] = Field(
         (1, 2, 4, 8), min_length=1, description="of the blocks' convolutions, gone round"
     )

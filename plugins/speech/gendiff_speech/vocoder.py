@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from gendiff import hookimpl
 from gendiff.errors import ConfigError
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from gendiff.generate import Model
     from gendiff.spaces import Batch, Cond, Space
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, le=1 << 20)]
+Depth = Annotated[int, Field(gt=0, le=1000)]  # layers, each of which is built
 
 
 class VocoderConfig(Section):
@@ -32,10 +34,20 @@ class VocoderConfig(Section):
     held_out: str | None = Field(
         None, description="regular expression of held-out files' names; else every 20th"
     )
-    frames: int = Field(32, ge=16, description="length of a training item in frames")
+    frames: int = Field(32, ge=16, le=1 << 16, description="length of a training item in frames")
+
+    @field_validator("held_out")
+    @classmethod
+    def _is_an_expression(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"{value!r} is no regular expression: {error}") from None
+        return value
+
     dim: Positive = Field(192, description="width of the network")
     hidden: Positive = Field(576, description="width inside its blocks")
-    layers: Positive = Field(6, description="ConvNeXt blocks")
+    layers: Depth = Field(6, description="ConvNeXt blocks")
 
 
 class VocoderModality(Modality):

@@ -6,7 +6,6 @@ import hashlib
 import io
 import os
 import re
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,7 +40,7 @@ def sources(path: Path) -> Iterator[tuple[str, Path | bytes]]:
     if path.is_dir() and not any(p.suffix in SUFFIXES for p in path.rglob("*")):
         path = next(iter(sorted(path.glob("*.zip"))), path)
     if path.suffix == ".zip" and path.is_file():
-        with zipfile.ZipFile(path) as archive:
+        with audio.archive(path) as archive:
             for name in sorted(archive.namelist()):
                 if name.endswith(SUFFIXES):
                     yield name, archive.read(name)
@@ -97,11 +96,12 @@ def _save(config: Any, path: Path, cached: Path) -> None:
     bad: list[str] = []
     for name, source in sources(path):
         try:
-            wave, rate = audio.read(source, name)
+            wave = audio.resample(*audio.read(source, name), convention.sample_rate_hz)
         except DataError as error:
-            bad.append(str(error))
+            line = str(error)
+            bad.append(line if line.startswith(name) else f"{name}: {line}")
             continue
-        waves.append(audio.resample(wave, rate, convention.sample_rate_hz))
+        waves.append(wave)
         held = (
             len(train) % EVERY == 0
             if config.held_out is None

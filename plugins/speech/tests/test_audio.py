@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -85,3 +87,32 @@ def test_resampling_keeps_a_tone() -> None:
     exact = torch.sin(2 * torch.pi * 100 * torch.arange(22050) / 22050)
     assert len(out) == 22050
     assert (out - exact)[500:-500].abs().max() < 5e-3
+
+
+def test_rates_without_a_common_factor() -> None:
+    """The filters from one such rate to the other would take gigabytes."""
+    wave = torch.zeros(1000)
+    assert len(audio.resample(wave, 44100, 16000)) == 363
+    for rate in (7, 44_099, 1_999_999_973):
+        with pytest.raises(DataError, match=f"a rate of {rate} Hz cannot be brought to 22050"):
+            audio.resample(wave, rate, 22050)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "bomb"])
+def test_a_zip_that_cannot_be_read(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr("a.wav", bytes(audio.LARGEST_BYTES + 1) if damage == "bomb" else bytes(999))
+    content = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(content[:-30])
+    elif damage == "flip":  # of the compressed bytes
+        path.write_bytes(content[:36] + b"\xff" * 6 + content[42:])
+    with pytest.raises(DataError, match="a.zip"), audio.archive(path) as opened:
+        opened.read("a.wav")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.wav")
+    with pytest.raises(DataError, match=r"a.wav: cannot be decoded \(no file\)"):
+        audio.read(tmp_path / "a.wav", "a.wav")

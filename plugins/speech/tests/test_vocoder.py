@@ -152,6 +152,11 @@ def test_what_is_wrong_with_the_recordings_is_said(
         VocoderModality().prepare(section)
 
 
+def test_a_held_out_that_is_no_expression(fsdd: Path) -> None:
+    with pytest.raises(ConfigError, match=r"vocoder.held_out: '\(x' is no regular expression"):
+        resolved(fsdd, "vocoder.held_out=(x")
+
+
 def test_training_is_by_the_distance_alone(run: runs.Run) -> None:
     trainer = Trainer(run)
     batch = next(trainer.batches())
