@@ -18,7 +18,8 @@ from gendiff_speech.network import MelNet, token_of_frame
 def network() -> MelNet:
     torch.manual_seed(0)
     net = MelNet(8, 5, 3, 16, 3, (1, 2), 0.0)
-    for layer in (net.last, *(block.conv2 for block in net.blocks)):  # begin as nothing
+    layers = (net.last, net.fine.conv2, *(block.conv2 for block in net.blocks))
+    for layer in layers:  # begin as nothing
         torch.nn.init.normal_(layer.weight, std=0.3)
     return net.double()
 
