@@ -73,10 +73,10 @@ class Block(nn.Module):
 
 
 class Fine(nn.Module):
-    """What bands and frames nearby say of each value: two convolutions over (bands, T), 5 by 5 and 3 by 3.
+    """What bands and frames nearby say of each value.
 
-    They see the noisy mel and four maps drawn from the blocks' features; noise scales and shifts
-    between them.
+    Two convolutions over (bands, T), 5 by 5 and 3 by 3. They see the noisy mel and four maps
+    drawn from the blocks' features; noise scales and shifts between them.
     """
 
     def __init__(self, mels: int, channels: int) -> None:
