@@ -56,7 +56,8 @@ def main() -> None:
     mean, std = (torch.tensor(facts[key])[:, None] for key in ("mean", "std"))
     if args.mels:
         pairs = [told for both in zip(real, made, strict=True) for told in both]
-        titles = [f"{t[:48]} ({w})" for t in texts[: args.shown] for w in ("recording", "sample")]
+        roles = ("recording", "sample")
+        titles = [f"{role}: {t[:30]}" for t in texts[: args.shown] for role in roles]
         shown = [mel * std + mean for mel, _ in pairs]
         pictures.grid(shown, titles, data.convention(facts), args.mels, columns=2)
     if args.align:
