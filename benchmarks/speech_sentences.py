@@ -6,8 +6,9 @@
 Durations are predicted from the text, so that a sample need not last as long as its recording.
 
 The *real-time factor* is CPU-seconds of one thread for a second of sound, at each number of
-network calls. On a CPU the network always sees 16 rows, so that a sample is the same in any
-company (:mod:`gendiff.generate`): one sentence alone costs what 16 of it would.
+network calls, without guidance, which doubles them. On a CPU the network always sees 16 rows, so
+that a sample is the same in any company (:mod:`gendiff.generate`): one sentence alone costs what 16
+of it would.
 
 The *alignment* draws how likely each of the sentence's tokens is in each frame, as the listener of
 ``gendiff evaluate`` hears it (:mod:`gendiff_speech.tokens`), in a recording and in the sample; the
@@ -77,7 +78,7 @@ def timing(model: Model, texts: list[str], calls: list[int]) -> None:
         row = [str(steps)]
         for said in (texts, texts[:1]):
             begin = time.process_time()
-            made = frames(model.sample(len(said), steps=steps, cond={"text": said}))
+            made = frames(model.sample(len(said), steps=steps, guidance=1, cond={"text": said}))
             spent = time.process_time() - begin
             row.append(f"{spent * second / sum(mel.shape[1] for mel, _ in made):.3f}")
         rows.append(row)
