@@ -7,8 +7,8 @@ Durations are predicted from the text, so that a sample need not last as long as
 
 The *real-time factor* is CPU-seconds of one thread for a second of sound, at each number of
 network calls, without guidance, which doubles them. On a CPU the network always sees 16 rows, so
-that a sample is the same in any company (:mod:`gendiff.generate`): one sentence alone costs what 16
-of it would.
+that a sample is the same in any company (:mod:`gendiff.generate`): one sentence alone costs what
+16 of it would.
 
 The *alignment* draws how likely each of the sentence's tokens is in each frame, as the listener of
 ``gendiff evaluate`` hears it (:mod:`gendiff_speech.tokens`), in a recording and in the sample; the
