@@ -6,6 +6,8 @@ text and speaker by speaker. From one half a small recogniser learns what was sa
 other half, which it has not seen, is the reference. Where the held-out recordings are of other
 sessions than the training ones, even these miss the floor; the notes say what they reach.
 
+Sentences that nobody says twice are judged by the frame (:mod:`gendiff_speech.tokens`).
+
 What can be said of any data, as the Fréchet distance, is the engine's (:mod:`gendiff.metrics`),
 here by the recogniser's features; of single recordings without labels by mel cepstra.
 
@@ -47,6 +49,7 @@ from gendiff.modality import Features, Measure
 from gendiff.noise import generator
 from gendiff.spaces import Batch, Masked
 from gendiff_speech.recogniser import Recogniser, Recordings, hear, pad, recogniser
+from gendiff_speech.tokens import Told, frames, token_accuracy
 
 _LIMIT = 1000  # recordings of a split that are looked at, evenly spaced if it has more
 _CEPSTRA = 13
@@ -85,7 +88,21 @@ def measure(
         measures += _pitch(facts, references, stand_in, made)
     if network is not None and network.text is not None:
         measures += _ceiling(network, facts, reference)
+    if "reading" in facts and not facts["texts"]:
+        learnt, held_out = (token_frames(config, facts, split) for split in ("train", "test"))
+        digest, count = str(facts["digest"]), len(facts["tokens"])
+        asked = frames(samples)
+        measures.append(token_accuracy(digest, count, learnt, held_out, asked, cache, seed))
     return measures
+
+
+def token_frames(config: Any, facts: Mapping[str, Any], split: str) -> list[Told]:
+    """A split's recordings with the token of each frame; evenly spaced ones if there are many."""
+    from gendiff_speech.data import dataset
+
+    data = dataset(config, facts, split)
+    items = [data[i, 0] for i in _chosen(len(data))]
+    return [(item.mel.float(), item.tokens.repeat_interleave(item.durations)) for item in items]
 
 
 def features(

@@ -6,6 +6,10 @@ https://arxiv.org/abs/2105.05233, appendix A) without its levels: dilation widen
 sees, as in Diff-TTS (Jeong et al., 2021, https://arxiv.org/abs/2104.01409). Its normalization is
 over the channels of each frame and padding is zero before every convolution, so that padding
 changes nothing.
+
+To the blocks a frame's bands are channels, whose neighbourhood they would have to learn. At low
+noise it is all that matters: a linear filter of 5 bands by 5 frames denoises better there than
+blocks do after minutes of training. :class:`Fine` adds what such filters see.
 """
 
 from __future__ import annotations
@@ -68,6 +72,32 @@ class Block(nn.Module):
         return self.norms[which](h.transpose(1, 2)).transpose(1, 2)
 
 
+class Fine(nn.Module):
+    """What bands and frames nearby say of each value.
+
+    Two convolutions over (bands, T), 5 by 5 and 3 by 3. They see the noisy mel and four maps
+    drawn from the blocks' features; noise scales and shifts between them.
+    """
+
+    def __init__(self, mels: int, channels: int) -> None:
+        super().__init__()
+        self.maps = nn.Conv1d(channels, 4 * mels, 1)
+        self.noise = nn.Linear(channels, 2 * 16)
+        self.conv1 = nn.Conv2d(1 + 4, 16, 5, padding=2)
+        self.conv2 = nn.Conv2d(16, 1, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        assert self.conv2.bias is not None
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, x: Tensor, h: Tensor, noise: Tensor, mask: Tensor) -> Tensor:
+        maps = self.maps(h).unflatten(1, (4, x.shape[1]))
+        scale, shift = self.noise(noise)[..., None, None].chunk(2, 1)
+        y = self.conv1(torch.cat([x[:, None], maps], 1) * mask[:, None])
+        y = F.silu(y * (1 + scale) + shift) * mask[:, None]
+        found: Tensor = self.conv2(y)[:, 0]
+        return found
+
+
 class MelNet(nn.Module):
     """The network; see the module.
 
@@ -109,6 +139,7 @@ class MelNet(nn.Module):
         nn.init.zeros_(self.last.weight)
         assert self.last.bias is not None
         nn.init.zeros_(self.last.bias)
+        self.fine = Fine(mels, channels)
 
     def conditions(self, cond: Cond, frames: int, mask: Tensor) -> Tensor:
         """What each frame knows of text and speaker, (B, channels, T)."""
@@ -132,5 +163,5 @@ class MelNet(nn.Module):
         h = self.first(x) + known
         for block in self.blocks:
             h = block(h, level, known, mask)
-        h = F.silu(self.norm(h.transpose(1, 2)).transpose(1, 2))
-        return self.last(h * mask) * mask
+        h = F.silu(self.norm(h.transpose(1, 2)).transpose(1, 2)) * mask
+        return (self.last(h) + self.fine(x, h, level, mask)) * mask

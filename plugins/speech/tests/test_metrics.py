@@ -13,7 +13,7 @@ from torch import Tensor
 from gendiff.metrics import BETTER, Reals, verdicts
 from gendiff.modality import Features, Measure
 from gendiff.spaces import Batch, Cond, Masked
-from gendiff_speech import metrics, recogniser
+from gendiff_speech import metrics, recogniser, tokens
 from gendiff_speech.mel import CONVENTIONS, griffin_lim, log_mel
 from gendiff_speech.metrics import (
     along_path,
@@ -61,7 +61,10 @@ def corpus(each: int, seed: int) -> Recordings:
 def batch(recordings: Recordings) -> Batch:
     x, lengths = pad(recordings.mels)
     tokens = torch.tensor([[*spelt, 0] for spelt in recordings.tokens])
+    durations = torch.zeros_like(tokens)
+    durations[:, 0] = lengths
     values = {"tokens": tokens, "text": recordings.text, "speaker": recordings.speaker}
+    values["durations"] = durations
     return Batch(x, Masked(lengths, x.shape[1], x.shape[2]), Cond(values))
 
 
@@ -216,6 +219,20 @@ def test_one_speaker_and_open_vocabulary_leave_cepstra(made: Corpus, fresh: Reco
     assert 0.4 < distance.value / distance.floor < 2.5
     worse = made.measure(samples.select([0] * 40), texts=[], speakers=["one"], digest="one")
     assert worse["frechet_distance"].value > 5 * distance.floor
+
+
+def test_sentences_are_judged_by_the_frame(made: Corpus, fresh: Recordings) -> None:
+    made.patch.setattr(metrics, "token_frames", lambda *t: tokens.frames(batch(made.splits[t[2]])))
+    made.patch.setattr(tokens, "_STEPS", 60)
+    heard = []
+    for said in (fresh.tokens, [(t % TEXTS + 1,) for (t,) in fresh.tokens]):
+        samples = Recordings(fresh.mels, tuple(said), fresh.text, fresh.speaker)
+        found = made.measure(samples, texts=[], digest="sentences", reading={})
+        heard.append(found["token_accuracy"])
+    right, wrong = heard
+    assert right.floor is not None
+    assert abs(right.value - right.floor) < 0.1
+    assert wrong.value < right.value - 0.3
 
 
 def test_too_little_is_not_measured(made: Corpus, fresh: Recordings) -> None:
