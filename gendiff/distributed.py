@@ -38,7 +38,10 @@ def joined(device: torch.device) -> Iterator[World]:
         return
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     yield world
-    dist.destroy_process_group()  # not after an error, where others may never arrive
+    # Not after an error, where others may never arrive. Gloo aborts a process whose peer has left
+    # while it still listens to it, so none leaves before all are here.
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def present() -> World:
