@@ -31,8 +31,8 @@ from gendiff.runs import Run
 from gendiff.spaces import Batch, join
 
 Part = str | dict[str, Any]  # a named part, as in a run's configuration
-Count = Annotated[int, Field(ge=metrics.FEWEST)]
-Calls = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=metrics.FEWEST, le=10**8)]  # as of gendiff sample
+Calls = Annotated[int, Field(ge=1, le=10**6)]
 
 
 class Sampling(Section):

@@ -111,6 +111,7 @@ def test_cells_say_what_they_are_of(suite: Path, tmp_path: Path) -> None:
     [
         ("samples: 24", "sample: 24", ["unknown key 'sample'", "Did you mean 'samples'?"]),
         ("samples: 24", "samples: 3", ["samples: should be greater than or equal to 20, got 3"]),
+        ("samples: 24", f"samples: {10**30}", ["should be less than or equal to 100000000"]),
         ("kind: ragged", "kind: rigged", ["toy.kind", "rigged", "entries.1"]),
         ("sampler: heun", "sampler: hein", ["Did you mean 'heun'?", "entries.0"]),
         ("sampler: heun", "samplr: heun", ["samplers.1.sampler"]),

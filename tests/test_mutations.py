@@ -18,7 +18,7 @@ PARTS = (
     "errors", "noise", "levels", "chains", "schedules", "spaces", "denoiser", "grids",
     "tables", "singlestep", "multistep", "samplers", "objective", "likelihood", "guidance",
     "adaptive", "ema", "steering", "editing", "pairs", "metrics", "modality",
-    "distributed", "world",
+    "distributed", "world", "checkpoint",
 )  # fmt: skip
 MUTATIONS = [
     ("pairs", "return z - space", "return z + space"),
