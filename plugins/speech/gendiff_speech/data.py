@@ -98,7 +98,9 @@ def _convention(config: Any) -> str:
 
 def _espeak(config: Any, notes: list[str]) -> Iterator[Take]:
     if why := espeak.missing():
-        raise DataError(f"{why}, or try the code with speech.data=formants, which needs neither")
+        raise DataError(
+            f"speech.data=espeak: {why}, or try the code with speech.data=formants, a toy"
+        )
     return _by_rule(espeak.speak, espeak.VOICES, config)
 
 
