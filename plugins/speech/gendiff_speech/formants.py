@@ -1,6 +1,6 @@
 r"""The ten digit words by a formant synthesiser: buzzing vowels and noise, to try the code with.
 
-It needs nothing but scipy, and it is not speech to learn from: six voices that are one voice with
+It needs nothing but SciPy, and it is not speech to learn from: six voices that are one voice with
 another pitch, tempo and length of the vocal tract, no stress, no intonation but a fall.
 
 A source-filter model after Klatt (1980, https://doi.org/10.1121/1.383940). The voice's source is
@@ -12,10 +12,10 @@ which is noise, it passes a cascade of resonators
     b = 2 e^{-\pi B T} \cos(2 \pi F T), \quad a = 1 - b - c
 
 of frequency F and bandwidth B at 1 / T samples a second. Frication and bursts are noise through
-one resonator beside the cascade. The lowest three formants of plain vowels are the men's means of
-Peterson & Barney (1952, https://doi.org/10.1121/1.1906875); those of consonants are near Klatt's
-table III, and the higher ones a uniform tube's. The nasal has a low first formant in place of a
-pole and a zero. Gains, durations, bands of noise and voices were chosen here, by eye.
+one resonator beside the cascade. The lowest three formants of plain vowels but the schwa are the
+men's means of Peterson & Barney (1952, https://doi.org/10.1121/1.1906875); those of consonants are
+near Klatt's table III, and the higher ones a uniform tube's. The nasal has a low first formant in
+place of a pole and a zero. Gains, durations, bands of noise and voices were chosen here, by eye.
 """
 
 from __future__ import annotations
