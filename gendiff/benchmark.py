@@ -310,7 +310,7 @@ def _model(plan: Plan, device: str | None) -> Model | None:
     """The plan's run, trained to its end; None if that was stopped on request."""
     if plan.folder is not None:
         return generate.load(plan.folder, device)
-    report = plan.modality.prepare(getattr(plan.config, plan.modality.name))
+    report = runs.prepare(plan.modality, plan.config)
     console.say(f"{plan.modality.name}: {report.summary}")
     for line in report.warnings:
         console.warn(line)

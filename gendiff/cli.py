@@ -111,8 +111,7 @@ def train(
         runs.check_unchanged(chosen, resolved)
     with distributed.joined(device) as world:
         console.out.quiet = not world.first
-        section = getattr(resolved, chosen.name)
-        report = distributed.one_before_the_others(lambda: chosen.prepare(section))
+        report = distributed.one_before_the_others(lambda: runs.prepare(chosen, resolved))
         console.say(f"data: {report.summary}")
         for line in report.warnings if world.first else ():
             console.warn(line)
@@ -160,7 +159,8 @@ def distill(
     teacher = lesson.teacher.run
     if not accept_changes:
         runs.check_unchanged(teacher.modality, lesson.config)
-    report = teacher.modality.prepare(getattr(lesson.config, teacher.modality.name))
+    section = getattr(lesson.config, teacher.modality.name)
+    report = teacher.modality.prepare(teacher.modality.settled(section, teacher.facts))
     console.say(f"data: {report.summary}")
     for line in report.warnings:
         console.warn(line)

@@ -272,6 +272,14 @@ class Modality(ABC):
             DataError: The data is missing, empty or damaged; the message says where and the fix.
         """
 
+    def settled(self, config: Any, facts: Mapping[str, Any]) -> Any:
+        """The section for :meth:`prepare` of a run that goes on, given the facts of its beginning.
+
+        A modality that chooses by what is installed puts what was chosen then in place of
+        ``auto``; the section itself unless a modality says more.
+        """
+        return config
+
     @abstractmethod
     def dataset(self, config: Any, facts: Mapping[str, Any], split: str) -> Dataset[Any]:
         """The ``"train"`` or ``"test"`` split, map-style.

@@ -27,7 +27,7 @@ from gendiff import config as configuration
 from gendiff import distributed, plugins
 from gendiff.config import RunConfig
 from gendiff.errors import ConfigError, RunError, reason
-from gendiff.modality import Modality
+from gendiff.modality import DataReport, Modality
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,20 @@ def check_unchanged(modality: Modality, config: RunConfig) -> None:
             f"{folder} was made with another configuration ({'; '.join(changes)}). "
             "Give the new run a name (name=…), or go on with --accept-changes"
         )
+
+
+def prepare(modality: Modality, config: RunConfig) -> DataReport:
+    """The data of a configuration; a run there keeps to what was chosen for it.
+
+    Raises:
+        DataError: They are missing or damaged, as :meth:`gendiff.Modality.prepare` has it.
+    """
+    section, folder = getattr(config, modality.name), folder_of(modality, config)
+    try:
+        _, facts = _record(folder)
+    except _UNREADABLE:  # a new run, or a damaged record, which is written anew
+        return modality.prepare(section)
+    return modality.prepare(modality.settled(section, facts))
 
 
 def start(
@@ -206,9 +220,8 @@ def load(folder: Path) -> Run:
             f"{folder} is not a run ({hint}). Give the folder that 'gendiff train' made"
         )
     try:
-        record = json.loads((folder / "run.json").read_text())
-        name, facts = str(record["modality"]), dict(record["facts"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        name, facts = _record(folder)
+    except _UNREADABLE:
         raise RunError(
             f"{folder / 'run.json'} is damaged. 'gendiff train' writes it anew, with the settings "
             "of config.yaml"
@@ -217,6 +230,15 @@ def load(folder: Path) -> Run:
     data = _read_config(folder)
     sources = dict.fromkeys(configuration.flatten(data), str(folder / "config.yaml"))
     return Run(folder, modality, configuration.validate(modality, data, sources), facts)
+
+
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, RecursionError)  # of _record
+
+
+def _record(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The name of a run's modality and the facts of its data."""
+    record = json.loads((folder / "run.json").read_text())
+    return str(record["modality"]), dict(record["facts"])
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -235,3 +236,19 @@ def test_persistent_non_finite_gradients_stop_the_training(tmp_path: Path) -> No
     assert all(
         torch.equal(p, q) for p, q in zip(before, trainer.network.parameters(), strict=True)
     )
+
+
+def test_data_are_prepared_as_the_run_there_had_them(tmp_path: Path) -> None:
+    """A new run, and one whose record is damaged, choose anew."""
+
+    class Choosing(ToyModality):
+        def settled(self, config: Any, facts: Any) -> Any:
+            return config.model_copy(update={"items": facts["items"]})
+
+    toy = Choosing()
+    resolved = config.resolve(toy, (), (f"out={tmp_path}", "device=cpu", "toy.items=20"))
+    assert runs.prepare(toy, resolved).summary == "20 toy items, dense"
+    run = runs.start(toy, resolved, {"items": 30})
+    assert runs.prepare(toy, resolved).summary == "30 toy items, dense"
+    (run.folder / "run.json").write_text("{")
+    assert runs.prepare(toy, resolved).summary == "20 toy items, dense"

@@ -1,7 +1,10 @@
 """Corpora, brought to normalised mels with tokens, durations and speakers.
 
-``espeak`` is spoken by eSpeak NG on first use, which knows each phoneme's time; ``fsdd`` is the
-Free Spoken Digit Dataset (real recordings), whose words are spelled in letters of equal length.
+``espeak`` is spoken by eSpeak NG on first use, which knows each phoneme's time, and ``formants``
+by :mod:`gendiff_speech.formants`, which needs nothing and only tries the code; ``auto`` is the
+first where eSpeak NG is installed, else the second, and a run keeps to what it began with.
+``fsdd`` is the Free Spoken Digit Dataset (real recordings), whose words are spelled in letters of
+equal length.
 For people's own recordings (:mod:`gendiff_speech.corpora`) the text becomes tokens
 (:mod:`gendiff_speech.text`), whose durations are searched for (:mod:`gendiff_speech.alignment`),
 and a small network learns the durations of new text (:mod:`gendiff_speech.durations`).
@@ -18,7 +21,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,15 +35,17 @@ from gendiff.errors import ConfigError, DataError
 from gendiff.modality import DataReport
 from gendiff.noise import derive_seed
 from gendiff.runs import cache_folder
-from gendiff_speech import alignment, audio, corpora, durations, espeak, text
+from gendiff_speech import alignment, audio, corpora, durations, espeak, formants, text
 from gendiff_speech.mel import CONVENTIONS, MelConvention, log_mel
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CONVENTION = {"fsdd": "8khz", "speechcommands": "16khz", "libritts": "24khz"}  # others: 22khz
 TAKES = {"train": 24, "test": 6}  # of each word and voice
-VERSION = 3  # of what is cached; a change of its numbers must change it
+VERSION = 4  # of what is cached; a change of its numbers must change it
 _FEW = 100  # different texts at most in a corpus of words; sentences are not counted
 _SHOWN = 20  # bad files that are named
+_BY_RULE = ("espeak", "formants")  # what ``auto`` may be
+_TOY = "a formant synthesiser: buzzing vowels and noise, to try the code with"
 
 
 class Item(NamedTuple):
@@ -92,14 +97,29 @@ def _convention(config: Any) -> str:
 
 
 def _espeak(config: Any, notes: list[str]) -> Iterator[Take]:
+    if why := espeak.missing():
+        raise DataError(
+            f"speech.data=espeak: {why}, or try the code with speech.data=formants, a toy"
+        )
+    return _by_rule(espeak.speak, espeak.VOICES, config)
+
+
+def _formants(config: Any, notes: list[str]) -> Iterator[Take]:
+    return _by_rule(formants.speak, formants.VOICES, config)
+
+
+def _by_rule(
+    speak: Callable[..., espeak.Spoken], voices: Sequence[str], config: Any
+) -> Iterator[Take]:
+    """Digits of a synthesiser; the held-out ones have other pitches and rates."""
     convention = CONVENTIONS[_convention(config)]
     for split, takes in TAKES.items():
-        for voice in espeak.VOICES:
+        for voice in voices:
             for word in WORDS:
                 for take in range(takes):
                     draw = derive_seed(split, voice, word, take)
                     pitch, rate = 20 + draw % 61, 120 + draw // 61 % 81
-                    spoken = espeak.speak(word, voice, pitch=pitch, rate=rate)
+                    spoken = speak(word, voice, pitch=pitch, rate=rate)
                     wave = torch.from_numpy(spoken.wave)
                     wave = audio.resample(wave, spoken.rate_hz, convention.sample_rate_hz)
                     mel = log_mel(wave, convention)
@@ -211,14 +231,31 @@ def _recorded(config: Any, notes: list[str]) -> Iterator[Take]:
         )
 
 
-TAKEN = {"espeak": _espeak, "fsdd": _fsdd, **dict.fromkeys(corpora.LAYOUTS, _recorded)}
+TAKEN = {
+    "espeak": _espeak,
+    "formants": _formants,
+    "fsdd": _fsdd,
+    **dict.fromkeys(corpora.LAYOUTS, _recorded),
+}
+
+
+def settled(config: Any, facts: Mapping[str, Any]) -> Any:
+    """The section with what ``auto`` was when the data of these facts were prepared."""
+    update = {}
+    if config.data == "auto" and facts.get("data") in _BY_RULE:
+        update["data"] = facts["data"]
+    if config.tokens == "auto" and "reading" in facts:
+        update["tokens"] = facts["reading"]["kind"]
+    return config.model_copy(update=update)
 
 
 def _digest(config: Any) -> str:
-    key = f"{VERSION}|{config.data}|{_convention(config)}|{espeak.VOICES}|{TAKES}"
+    key = (
+        f"{VERSION}|{config.data}|{_convention(config)}|{espeak.VOICES}|{formants.VOICES}|{TAKES}"
+    )
     if config.data in corpora.LAYOUTS:
         key += f"|{config.max_seconds}|{text.kind_of(config.tokens)}"
-    if config.data != "espeak" and config.path is not None:
+    if config.data not in _BY_RULE and config.path is not None:
         path = Path(config.path).expanduser().resolve()
         parts = sorted(path.rglob("*")) if path.is_dir() else [path]
         key += "|".join(
@@ -239,13 +276,23 @@ def prepare(config: Any) -> DataReport:
     Raises:
         DataError: It is missing, or some of its files are damaged: all are read, then told.
     """
+    warnings: tuple[str, ...] = ()
+    if config.data == "auto":
+        why = espeak.missing()
+        config = config.model_copy(update={"data": "formants" if why else "espeak"})
+        if why:
+            warnings = (
+                f"data: eSpeak NG cannot be used, so the words are those of {_TOY}. "
+                "For speech: `pip install espeakng-loader`, then a new run (name=…)",
+            )
     digest = _digest(config)
     frames, index = _files_of(digest)
     if not (frames.exists() and index.exists()):
         notes: list[str] = []
         _save(TAKEN[config.data](config, notes), config, digest, notes)
     with np.load(index, allow_pickle=False) as kept:
-        return DataReport(**json.loads(str(kept["report"])))
+        report = DataReport(**json.loads(str(kept["report"])))
+    return replace(report, warnings=(*warnings, *report.warnings))
 
 
 def _save(takes: Iterable[Take], config: Any, digest: str, notes: list[str]) -> None:
@@ -288,7 +335,7 @@ def _numbered(
     place = {token: number for number, token in enumerate(tokens)}
     speakers = sorted({take.speaker for take in takes})
     texts = sorted({take.text for take in takes if take.text is not None})
-    if config.data in ("espeak", "fsdd"):
+    if config.data in (*_BY_RULE, "fsdd"):
         texts = [word for word in WORDS if word in texts]
     elif len(texts) > min(_FEW, len(takes) // 5):
         texts = []
@@ -299,6 +346,7 @@ def _numbered(
     numbers = [np.array([place[t] for t in take.tokens] or [0]) for take in takes]
     speaker = np.array([speakers.index(take.speaker) for take in takes])
     facts: dict[str, Any] = {
+        "data": config.data,
         "convention": name,
         "mels": CONVENTIONS[name].mels,
         "tokens": tokens,
@@ -329,6 +377,8 @@ def _numbered(
             f"to {error:.0%} of a held-out utterance"
         )
     else:
+        if config.data == "formants":
+            summary += f", by {_TOY}; not speech to learn from"
         lasts = [take.durations for take in takes if take.durations is not None]
     text_of = np.array([texts.index(t.text) if t.text in texts else -1 for t in takes])
     arrays = {
@@ -469,7 +519,7 @@ def dataset(config: Any, facts: Mapping[str, Any], split: str) -> Utterances:
     """
     paths = _files_of(facts["digest"])
     if not all(path.exists() for path in paths):
-        prepare(config)
+        prepare(settled(config, facts))
     for path in paths:
         if not path.exists():
             raise DataError(

@@ -55,7 +55,7 @@ class Spoken:
 
     wave: float32 (samples,) in [-1, 1] at ``rate_hz``.
     rate_hz: Samples per second, 22050.
-    phonemes: eSpeak's mnemonics with their stress marks, ``"_"`` for every pause; no two pauses
+    phonemes: Mnemonics, eSpeak's with their stress marks, ``"_"`` for every pause; no two pauses
         follow each other.
     starts: The sample at which each phoneme begins, strictly increasing from 0. A phoneme ends
         where the next begins, the last one with the wave.
@@ -65,6 +65,15 @@ class Spoken:
     rate_hz: int
     phonemes: tuple[str, ...]
     starts: tuple[int, ...]
+
+
+def missing() -> str | None:
+    """Why eSpeak NG cannot be used, and what to install; None if it can."""
+    try:
+        with _lock, _fresh_library():
+            return None
+    except DataError as error:
+        return str(error)
 
 
 def speak(text: str, voice: str, pitch: int = 50, rate: int = 160) -> Spoken:

@@ -39,8 +39,20 @@ Depth = Annotated[int, Field(gt=0, le=1000)]  # layers, each of which is built
 class SpeechConfig(Section):
     """The section ``speech`` of a configuration: the data, then the network."""
 
-    data: Literal["espeak", "fsdd", "ljspeech", "vctk", "libritts", "speechcommands", "folder"] = (
-        Field("espeak", description="corpus or layout; espeak is spoken by eSpeak NG on first use")
+    data: Literal[
+        "auto",
+        "espeak",
+        "formants",
+        "fsdd",
+        "ljspeech",
+        "vctk",
+        "libritts",
+        "speechcommands",
+        "folder",
+    ] = Field(
+        "auto",
+        description="corpus or layout; auto is espeak, spoken on first use, or formants (buzzing "
+        "digits, to try the code with) where eSpeak NG is not installed",
     )
     path: str | None = Field(None, description="folder of the recordings; FSDD's may be a zip")
     convention: Literal["auto", "8khz", "16khz", "22khz", "24khz"] = Field(
@@ -103,6 +115,13 @@ class SpeechModality(Modality):
         report = data.prepare(config)
         self.check_output(config, report.facts)
         return report
+
+    def settled(self, config: SpeechConfig, facts: Mapping[str, Any]) -> SpeechConfig:
+        """``data`` and ``tokens`` that were ``auto`` are what they were then."""
+        from gendiff_speech import data
+
+        section: SpeechConfig = data.settled(config, facts)
+        return section
 
     def dataset(self, config: SpeechConfig, facts: Mapping[str, Any], split: str) -> Dataset[Any]:
         """See :meth:`gendiff.Modality.dataset`. An item is :class:`gendiff_speech.data.Item`."""

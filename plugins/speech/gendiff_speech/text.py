@@ -16,7 +16,6 @@ import re
 import unicodedata
 from collections.abc import Callable, Collection, Sequence
 
-from gendiff.errors import DataError
 from gendiff_speech import espeak
 
 START = "_"
@@ -82,11 +81,7 @@ def kind_of(wanted: str) -> str:
     """What ``auto`` stands for: phonemes where eSpeak NG is installed, else characters."""
     if wanted != "auto":
         return wanted
-    try:
-        espeak.phonemes_of(["a"])
-    except DataError:
-        return "characters"
-    return "phonemes"
+    return "characters" if espeak.missing() else "phonemes"
 
 
 def sentences(texts: Sequence[str], kind: str) -> list[tuple[str, ...] | Unreadable]:
