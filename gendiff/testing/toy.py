@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from gendiff.errors import ConfigError
+from gendiff.errors import ConfigError, DataError
 from gendiff.modality import (
     Condition,
     DataReport,
@@ -206,7 +206,10 @@ class ToyModality(Modality):
         request: Request,
     ) -> Given:
         """What :meth:`write` wrote; ``keep`` is a number of columns."""
-        one = torch.tensor(json.loads(path.read_text()))
+        try:
+            one = torch.tensor(json.loads(path.read_text()))
+        except (ValueError, TypeError, RuntimeError):  # no text, no JSON, no numbers
+            raise DataError(f"{path} is no sample of the toy. Give what it has written") from None
         rows = one.shape[2] if config.kind == "masked" else len(one)
         count = len(request.ids)
         space = _space(config, [rows] * count)

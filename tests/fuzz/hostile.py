@@ -102,7 +102,7 @@ def damaged(data: bytes, dice: random.Random) -> bytes:
 def damaged_text(text: str, dice: random.Random) -> bytes:
     """A text with words replaced by hostile ones, or lines lost, or its bytes damaged."""
     if dice.random() < 0.3:
-        return damaged(text.encode(), dice)
+        return damaged(text.encode(errors="surrogatepass"), dice)
     lines = text.split("\n")
     for _ in range(dice.choice((1, 1, 2, 5))):
         at = dice.randrange(len(lines))
