@@ -26,7 +26,7 @@ OURS: dict[str, dict[str, Any]] = {
         "blocks": 1,
         "attention_levels": (1, 2),
         "head_channels": 32,
-        "norm_groups": 4,
+        "norm_groups": 2,
         "embedding_channels": 384,
     },
     "5M": {
