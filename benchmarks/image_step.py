@@ -128,16 +128,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.worker:
         return worker(args)
-    rows = []
-    for size in args.sizes:
-        for threads in args.threads:
-            sides = {name: side(name, size, threads, args) for name in SIDES}
-            found = turns.compare(sides, args.rounds, args.steps, args.warmup)
-            rows += [{"size": size, "threads": threads, **row} for row in found]
-    columns = ["size", "threads", "side"]
-    print("milliseconds per image, median (minimum-maximum)\n")
-    print(turns.table(columns, rows, lambda row: [str(row[name]) for name in columns]))
-    turns.save(args, rows)
+    turns.sizes(args, SIDES, side, "image")
     return None
 
 

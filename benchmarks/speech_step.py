@@ -134,16 +134,7 @@ def main() -> None:
             f"--grad-tts: {args.grad_tts or 'not given'}: no model/diffusion.py there. "
             f"git clone {SOURCE} ../Speech-Backbones; then pass ../Speech-Backbones/Grad-TTS"
         )
-    rows = []
-    for size in args.sizes:
-        for threads in args.threads:
-            sides = {name: side(name, size, threads, args) for name in SIDES}
-            found = turns.compare(sides, args.rounds, args.steps, args.warmup)
-            rows += [{"size": size, "threads": threads, **row} for row in found]
-    columns = ["size", "threads", "side"]
-    print("milliseconds per second of speech, median (minimum-maximum)\n")
-    print(turns.table(columns, rows, lambda row: [str(row[name]) for name in columns]))
-    turns.save(args, rows)
+    turns.sizes(args, SIDES, side, "second of speech")
     return None
 
 

@@ -181,6 +181,25 @@ def table(columns: Sequence[str], rows: Iterable[Row], cells: Callable[[Row], li
     return "\n".join(lines)
 
 
+def sizes(
+    args: argparse.Namespace,
+    names: Sequence[str],
+    side: Callable[[str, str, int, argparse.Namespace], Side],
+    unit: str,
+) -> None:
+    """Compares the named sides at each of ``--sizes`` and ``--threads``; prints and saves."""
+    rows = []
+    for size in args.sizes:
+        for threads in args.threads:
+            sides = {name: side(name, size, threads, args) for name in names}
+            found = compare(sides, args.rounds, args.steps, args.warmup)
+            rows += [{"size": size, "threads": threads, **row} for row in found]
+    columns = ["size", "threads", "side"]
+    print(f"milliseconds per {unit}, median (minimum-maximum)\n")
+    print(table(columns, rows, lambda row: [str(row[name]) for name in columns]))
+    save(args, rows)
+
+
 def options(parser: argparse.ArgumentParser, batch: int, workers: Sequence[str]) -> None:
     """The options that every such script has."""
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
