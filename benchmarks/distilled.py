@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 import gendiff
-from gendiff import config, distillation, evaluate, plugins, runs, train
+from gendiff import config, distillation, plugins, runs, train
+from gendiff.evaluate import Judge
 from gendiff.generate import Model
 from gendiff.spaces import join
 
@@ -42,11 +43,11 @@ def teach(args: argparse.Namespace) -> tuple[runs.Run, runs.Run, dict[str, float
     return teacher, student, {p: marks[i + 1] - marks[i] for i, p in enumerate(parts)}
 
 
-def judge(model: Model, calls: int, args: argparse.Namespace) -> dict[str, Any]:
+def judged(model: Model, calls: int, judge: Judge, args: argparse.Namespace) -> dict[str, Any]:
     """The modality's measures of samples of so many steps."""
     settings, run = model.settings(steps=calls), model.run
     samples = join(list(model.batches(list(range(args.count)), settings, args.seed)))
-    measures = evaluate.judge(run, samples.to("cpu"), runs.cache_folder(), args.seed)
+    measures = judge.measures(samples.to("cpu"))
     return {
         "run": run.config.name,
         "calls": model.calls(settings),
@@ -75,8 +76,9 @@ def main() -> None:
     rows = []
     for run, all_calls in ((teacher, args.teacher_calls), (student, args.calls)):
         model = gendiff.load(run.folder)
+        judge = Judge(model.run, runs.cache_folder(), args.seed)
         for calls in all_calls:
-            rows.append(judge(model, calls, args))
+            rows.append(judged(model, calls, judge, args))
             shown = "  ".join(
                 f"{name} {value:.4g}" + ("" if floor is None else f" (real data {floor:.4g})")
                 for name, (value, floor) in rows[-1]["measures"].items()

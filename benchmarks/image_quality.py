@@ -332,7 +332,8 @@ def judge(path: Path, seed: int) -> dict[str, Any]:
     """gendiff's figures of a file of samples."""
     import torch
 
-    from gendiff import config, evaluate, plugins
+    from gendiff import config, plugins
+    from gendiff.evaluate import Judge
     from gendiff.runs import Run, cache_folder
     from gendiff.spaces import Batch, Dense
 
@@ -343,7 +344,7 @@ def judge(path: Path, seed: int) -> dict[str, Any]:
     run = Run(path.parent, modality, resolved, facts)
     file = torch.load(path, weights_only=True)
     batch = Batch(file["x"], Dense(tuple(file["x"].shape)))
-    measures = {m.name: m for m in evaluate.judge(run, batch, cache_folder(), seed)}
+    measures = {m.name: m for m in Judge(run, cache_folder(), seed).measures(batch)}
     distance = measures["frechet_distance"]
     floor = distance.floor or math.nan
     return {

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from gendiff import config, plugins, runs
-from gendiff.evaluate import heldout_loss, judge
+from gendiff.evaluate import Judge, heldout_loss
 from gendiff.runs import cache_folder
 from gendiff.spaces import join
 from gendiff.train import Trainer
@@ -63,7 +63,7 @@ def row(
         spent = time.process_time() - begin
         model = trainer.model()
         samples = join(list(model.batches(list(range(args.count)), resolved.sample, args.seed)))
-        measures = judge(model.run, samples, cache_folder(), args.seed)
+        measures = Judge(model.run, cache_folder(), args.seed).measures(samples)
         loss = heldout_loss(model)
     return {
         "variant": variant or "(as it is)",

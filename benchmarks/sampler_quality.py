@@ -23,8 +23,9 @@ from typing import Any
 import torch
 import yaml
 
-from gendiff import config, evaluate, generate
+from gendiff import config, generate
 from gendiff.errors import SamplingError
+from gendiff.evaluate import Judge
 from gendiff.generate import Model, Wish
 from gendiff.runs import cache_folder, write_atomically
 from gendiff.samplers import SAMPLERS
@@ -63,14 +64,16 @@ def draw(model: Model, settings: Any, args: argparse.Namespace) -> Batch:
     return join(parts)
 
 
-def cell(model: Model, text: str, calls: int, args: argparse.Namespace) -> dict[str, Any]:
+def cell(
+    model: Model, text: str, calls: int, judge: Judge, args: argparse.Namespace
+) -> dict[str, Any]:
     """The measure of one sampler at one budget; without a value where no step is within it."""
     key = {"sampler": text, "budget": calls}
     settings = settings_for(model, text, calls, args.grid)
     if settings is None:
         return {**key, "calls": 0, "steps": 0, "value": None}
     samples = draw(model, settings, args)
-    measures = evaluate.judge(model.run, samples, cache_folder(), args.seed)
+    measures = judge.measures(samples, {args.measure})
     names = [measure.name for measure in measures]
     if args.measure not in names:
         raise SystemExit(f"--measure: there is no '{args.measure}'. Choose {', '.join(names)}")
@@ -82,10 +85,11 @@ def cell(model: Model, text: str, calls: int, args: argparse.Namespace) -> dict[
 def measured(model: Model, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Cells that are not in ``--out`` yet, the cheap ones first."""
     done = {(row["sampler"], row["budget"]) for row in read(args)["cells"]}
+    judge = Judge(model.run, cache_folder(), args.seed)
     for calls in args.calls:
         for text in args.samplers:
             if (text, calls) not in done:
-                yield cell(model, text, calls, args)
+                yield cell(model, text, calls, judge, args)
 
 
 def read(args: argparse.Namespace) -> dict[str, Any]:

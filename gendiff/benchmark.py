@@ -20,14 +20,13 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field, ValidationError, model_validator
 
-from gendiff import checkpoint, config, console, evaluate, generate, metrics, plugins, runs
+from gendiff import checkpoint, config, console, generate, metrics, plugins, runs
 from gendiff import train as training
 from gendiff.config import RunConfig, SampleConfig
 from gendiff.errors import CheckpointError, ConfigError, GendiffError, RunError, SamplingError
+from gendiff.evaluate import Judge
 from gendiff.generate import Model
-from gendiff.metrics import Floors, Reals
 from gendiff.modality import Measure, Modality, Section
-from gendiff.runs import Run
 from gendiff.spaces import Batch, join
 
 Part = str | dict[str, Any]  # a named part, as in a run's configuration
@@ -272,11 +271,9 @@ def benchmark(path: Path, out: Path, device: str | None = None) -> list[dict[str
         model = _model(plan, device)
         if model is None:
             break
-        cache = runs.cache_folder()
-        real = evaluate.reals(model.run, cache, suite.seed)
-        floors = {n: real.floors(n) for n in {cell.samples for cell in missing}}
+        judge = Judge(model.run, runs.cache_folder(), suite.seed)
         for cell in missing:
-            found = _measured(model, cell, real, floors[cell.samples], cache)
+            found = _measured(model, cell, judge)
             known[_name(cell.key)] = found
             _make_folder(out)
             runs.write_atomically(kept, json.dumps({"cells": list(known.values())}, indent=1))
@@ -321,9 +318,7 @@ def _model(plan: Plan, device: str | None) -> Model | None:
     return generate.load(run.folder, device)
 
 
-def _measured(
-    model: Model, cell: Cell, real: Reals, floors: Floors | None, cache: Path
-) -> dict[str, Any]:
+def _measured(model: Model, cell: Cell, judge: Judge) -> dict[str, Any]:
     """One cell of the results."""
     seed = cell.key["seed"]
     next(model.batches([0], cell.settings, seed))  # what is slow once is not timed
@@ -331,9 +326,9 @@ def _measured(
         begin = time.perf_counter()
         samples = _samples(model, cell, seed)
         seconds = time.perf_counter() - begin
-    found = _figures(model.run, samples, real, floors, cache, seed)
-    verdicts = metrics.verdicts(found, cell.samples)
     wanted = model.run.modality.headline
+    found = judge.measures(samples, set(wanted))
+    verdicts = metrics.verdicts(found, cell.samples)
     figures = {m.name: asdict(m) | {"ratio": ratio(m)} for m in found if m.name in wanted}
     return {
         "key": cell.key,
@@ -349,17 +344,6 @@ def _measured(
 def _samples(model: Model, cell: Cell, seed: int) -> Batch:
     parts = model.batches(list(range(cell.samples)), cell.settings, seed)
     return join([part.to("cpu") for part in parts])  # to the CPU, so that all is done
-
-
-def _figures(
-    run: Run, samples: Batch, real: Reals, floors: Floors | None, cache: Path, seed: int
-) -> list[Measure]:
-    """The engine's figures, and the modality's own if they are among its headline."""
-    own: list[Measure] = []
-    if not set(run.modality.headline) <= metrics.BETTER.keys():
-        own = run.modality.metrics(run.section, run.facts, samples, cache, seed)
-    made = run.modality.features(run.section, run.facts, [samples], cache, seed)
-    return own + real.measures(made.values, floors)
 
 
 def ratio(measure: Measure) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from gendiff.config import SampleConfig
 from gendiff.data import InOrder, loader
 from gendiff.generate import BLOCK, Model, make_objective
 from gendiff.likelihood import ode_log_likelihood
-from gendiff.metrics import Reals
+from gendiff.metrics import Floors, Reals
 from gendiff.modality import Features, Measure
 from gendiff.noise import StepNoise, Streams, derive_seed
 from gendiff.runs import Run, write_atomically
@@ -67,7 +67,7 @@ def evaluate(
     if not world.first:
         return {}
     batches = sorted((b for share in shares for b in share), key=lambda pair: pair[0])
-    measures = judge(run, join([b for _, b in batches]), cache, seed)
+    measures = Judge(run, cache, seed).measures(join([b for _, b in batches]))
     result = {
         "step": model.step,
         "samples": n,
@@ -86,21 +86,48 @@ def evaluate(
     return result
 
 
-def judge(run: Run, samples: Batch, cache: Path, seed: int) -> list[Measure]:
-    """The figures of samples, the modality's headline first.
+class Judge:
+    """What the samples of a run are compared with; found once for any number of sets of them.
 
     Args:
         run: The run whose data they are compared with.
-        samples: The samples, on the CPU.
         cache: Folder for what the metrics may keep.
         seed: Names the choices of real data and the resamples.
     """
-    cache.mkdir(parents=True, exist_ok=True)
-    found = run.modality.metrics(run.section, run.facts, samples, cache, seed)
-    made = _features(run, [samples], cache, seed)
-    found += reals(run, cache, seed).measures(made.values)
-    order = {name: rank for rank, name in enumerate(run.modality.headline)}
-    return sorted(found, key=lambda measure: order.get(measure.name, len(order)))
+
+    def __init__(self, run: Run, cache: Path, seed: int) -> None:
+        cache.mkdir(parents=True, exist_ok=True)
+        self.run, self.cache, self.seed = run, cache, seed
+        self.real = reals(run, cache, seed)
+        self._floors: dict[int, Floors | None] = {}
+
+    def measures(self, samples: Batch, names: Set[str] | None = None) -> list[Measure]:
+        """The figures of samples on the CPU, the modality's headline first.
+
+        With ``names``, of the modality's own no more are found than it takes to have those.
+        """
+        run, count = self.run, samples.space.batch_size
+        found: list[Measure] = []
+        wanted = None if names is None else names - metrics.BETTER.keys()
+        if wanted is None or wanted:
+            own = run.modality.metrics(run.section, run.facts, samples, self.cache, self.seed)
+            found = list(own) if wanted is None else _until(own, wanted)
+        made = _features(run, [samples], self.cache, self.seed)
+        if count not in self._floors:
+            self._floors[count] = self.real.floors(count)
+        found += self.real.measures(made.values, self._floors[count])
+        order = {name: rank for rank, name in enumerate(run.modality.headline)}
+        return sorted(found, key=lambda measure: order.get(measure.name, len(order)))
+
+
+def _until(measures: Iterable[Measure], names: Set[str]) -> list[Measure]:
+    """Measures up to the last of those with the names."""
+    found = []
+    for measure in measures:
+        found.append(measure)
+        if names <= {one.name for one in found}:
+            break
+    return found
 
 
 def reals(run: Run, cache: Path, seed: int) -> Reals:

@@ -453,10 +453,11 @@ class Modality(ABC):
 
     def metrics(
         self, config: Any, facts: Mapping[str, Any], samples: Batch, cache: Path, seed: int
-    ) -> list[Measure]:
+    ) -> Iterable[Measure]:
         """Judges generated samples against held-out data, by what only the modality knows.
 
-        What can be said of any data the engine says itself, by :meth:`features`.
+        What can be said of any data the engine says itself, by :meth:`features`. What takes long
+        should come last: who wants :attr:`headline` alone takes no more than that.
         ``cache`` is a folder in which feature networks and statistics of the data may be kept.
         """
         return []

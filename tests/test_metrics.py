@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gendiff import config, runs
-from gendiff.evaluate import judge, reals
+from gendiff.evaluate import Judge, reals
 from gendiff.metrics import (
     Reals,
     density_coverage,
@@ -22,6 +23,7 @@ from gendiff.metrics import (
     precision_recall,
     verdicts,
 )
+from gendiff.modality import Measure
 from gendiff.noise import Streams, generator
 from gendiff.runs import Run
 from gendiff.spaces import Batch, Dense, Masked, Ragged, join
@@ -245,11 +247,32 @@ def test_noise_over_the_data_worsens_every_figure_of_fidelity(tmp_path: Path) ->
     real = reals(run, tmp_path, 0)
     assert nearest_distance(real.held_out, real.held_out).max() == 0
     batch = items(run, "test", range(200))
-    before = {m.name: m.value for m in judge(run, batch, tmp_path, 0)}
+    judge = Judge(run, tmp_path, 0)
+    before = {m.name: m.value for m in judge.measures(batch)}
     noise = batch.space.noise(Streams(0, tuple(range(200))), 0)
     worse = Batch(batch.x + 0.5 * noise, batch.space, batch.cond)
-    after = {m.name: m.value for m in judge(run, worse, tmp_path, 0)}
+    after = {m.name: m.value for m in judge.measures(worse)}
     for name in ("precision", "density", "coverage"):
         assert after[name] < before[name] - 0.1
     assert after["frechet_distance"] > before["frechet_distance"] + 0.1
     assert after["training_copies"] < before["training_copies"]
+
+
+def test_who_wants_one_figure_does_not_wait_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, run = toy(tmp_path, "dense")
+
+    def lazily(*_: object) -> Iterator[Measure]:
+        yield Measure("first", 1.0, "higher", None, "")
+        yield Measure("second", 2.0, "higher", None, "")
+        raise AssertionError("this takes long")
+
+    monkeypatch.setattr(run.modality, "metrics", lazily)
+    judge, batch = Judge(run, tmp_path, 0), items(run, "test", range(30))
+    names = [m.name for m in judge.measures(batch, {"second", "frechet_distance"})]
+    assert names[0] == "frechet_distance"
+    assert {"first", "second", "precision"} < set(names)
+    assert "first" not in {m.name for m in judge.measures(batch, {"frechet_distance"})}
+    with pytest.raises(AssertionError, match="takes long"):
+        judge.measures(batch, {"third"})

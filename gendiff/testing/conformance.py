@@ -21,7 +21,7 @@ import torch
 from gendiff import checkpoint, config, plugins, runs
 from gendiff.data import VisitOrder, loader
 from gendiff.errors import CheckpointError, ConfigError, PluginError
-from gendiff.evaluate import judge
+from gendiff.evaluate import Judge
 from gendiff.generate import Model, restore
 from gendiff.metrics import BETTER, FEWEST
 from gendiff.modality import Condition, DataReport, Exhibit, Measure, Modality, Request
@@ -339,10 +339,10 @@ def _check_judging(model: Model, folder: Path) -> Iterator[str]:
     run, cache = model.run, folder / "cache"
     modality, section = run.modality, run.section
     cache.mkdir()
-    poor = modality.metrics(section, run.facts, model.sample(16), cache, 0)
+    poor = list(modality.metrics(section, run.facts, model.sample(16), cache, 0))
     _expect(all(isinstance(m, Measure) for m in poor), "metrics() returns Measures", poor)
     samples = _train_batch(run, 16)
-    measures = judge(run, samples, cache, 0)
+    measures = Judge(run, cache, 0).measures(samples)
     names = [m.name for m in measures]
     _expect(len(set(names)) == len(names), "no two measures have one name", names)
     for m in measures:

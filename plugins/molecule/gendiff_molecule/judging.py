@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 def measure(
     config: MoleculeConfig, facts: Mapping[str, Any], samples: Batch, cache: Path, seed: int
-) -> list[Measure]:
+) -> Iterator[Measure]:
     """All figures of the configuration's task; see :meth:`gendiff.Modality.metrics`."""
     molecules = task.unpack(config, facts, samples)
     if config.task == "conformer":
-        return conformers.measure(_by_smiles(facts, molecules), seed)
+        yield from conformers.measure(_by_smiles(facts, molecules), seed)
+        return
     prepared = task.loaded(config)
     known = _train_smiles(task.training(config, prepared), cache)
-    figures = metrics.measure(molecules, known, prepared.test, config.hydrogens, seed)
     if config.condition:
-        figures = properties.measure(config, facts, samples, cache, seed) + figures
-    return figures
+        yield from properties.measure(config, facts, samples, cache, seed)
+    yield from metrics.measure(molecules, known, prepared.test, config.hydrogens, seed)
 
 
 def _by_smiles(facts: Mapping[str, Any], molecules: Molecules) -> dict[str, list[Any]]:

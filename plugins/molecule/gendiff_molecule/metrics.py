@@ -24,7 +24,7 @@ stability and strict validity are not defined then and left out.
 from __future__ import annotations
 
 import math
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
@@ -69,8 +69,8 @@ Values = tuple[NDArray[np.int64], NDArray[np.float64]]  # kinds and values, both
 
 def measure(
     samples: Molecules, train_smiles: Set[str], held_out: Molecules, hydrogens: str, seed: int
-) -> list[Measure]:
-    """All figures about samples.
+) -> Iterator[Measure]:
+    """All figures about samples, those that take long last; the caller may stop before them.
 
     Args:
         samples: Generated molecules; positions may be non-finite, which is invalid.
@@ -79,7 +79,7 @@ def measure(
         hydrogens: ``"explicit"``, or ``"removed"`` if samples are of heavy atoms alone.
         seed: Seed of the choice of held-out molecules.
 
-    Returns:
+    Yields:
         The figures; none if there are fewer than two samples or held-out molecules.
 
     Raises:
@@ -89,22 +89,21 @@ def measure(
     if not explicit:
         held_out = held_out.without_hydrogens()
     if min(len(samples), len(held_out)) < 2:
-        return []
+        return
     order = torch.randperm(len(held_out), generator=generator("floor", seed)).numpy()
     half = len(order) // 2
     fake = judge(samples)
     real = judge(held_out.select(order[: len(samples)]))
+    about = "" if explicit else ", heavy atoms with RDKit's hydrogens"
+    yield from _shares(fake, real, train_smiles, explicit, about)
     # The distributions of one half are compared with those of the other.
     reference = judge(held_out.select(order[half:][:_REFERENCE]))
     stand_in = real.first(half)
-    about = "" if explicit else ", heavy atoms with RDKit's hydrogens"
-    return [
-        *_shares(fake, real, train_smiles, explicit, about),
-        *_distances(fake, stand_in, reference, about),
-        *_variations(fake, stand_in, reference, about),
-        *(_strain(fake, real) if explicit else []),
-        *_busted(fake, real, about),
-    ]
+    yield from _distances(fake, stand_in, reference, about)
+    yield from _variations(fake, stand_in, reference, about)
+    if explicit:
+        yield from _strain(fake, real)
+    yield from _busted(fake, real, about)
 
 
 def table_smiles(molecules: Molecules) -> list[str | None]:

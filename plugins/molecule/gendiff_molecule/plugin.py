@@ -279,7 +279,7 @@ class MoleculeModality(Modality):
         samples: Batch,
         cache: Path,
         seed: int,
-    ) -> list[Measure]:
+    ) -> Iterable[Measure]:
         """See :mod:`gendiff_molecule.metrics`, ``conformers`` and ``properties``."""
         from gendiff_molecule import judging
 

@@ -37,7 +37,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,8 @@ _SHORTEST = 4  # frames of one that does
 
 def measure(
     facts: Mapping[str, Any], config: Any, samples: Batch, cache: Path, seed: int
-) -> list[Measure]:
-    """All figures about samples.
+) -> Iterator[Measure]:
+    """All figures about samples, those that take long last; the caller may stop before them.
 
     Args:
         facts: What ``prepare`` found.
@@ -71,29 +71,29 @@ def measure(
         cache: Folder for the trained recogniser.
         seed: Seed of the recogniser and of the choice of training recordings for the floor.
 
-    Returns:
+    Yields:
         The figures; none if there are fewer than two samples or four held-out recordings.
     """
     made, real = _samples(samples), _recordings(config, facts, "train")
     test = _recordings(config, facts, "test")
     if len(made) < 2 or len(test) < 4 or len(real) < 2:
-        return []
+        return
     network, told, reference = _listener(facts, test, cache, seed)
     like = real.select(_stand_ins(real, made, generator("like", seed)))
-    measures = [] if network is None else _accuracies(network, told, reference, like, made)
+    if network is not None:
+        yield from _accuracies(network, told, reference, like, made)
     # Where texts are not repeated no half can stand in for the other, so all are the reference.
     references, stand_in = (reference, told) if facts["texts"] else (test, None)
     if any(made.tokens):
-        measures += _distortion(facts, references, stand_in, like, made)
-        measures += _pitch(facts, references, stand_in, made)
+        yield from _distortion(facts, references, stand_in, like, made)
+        yield from _pitch(facts, references, stand_in, made)
     if network is not None and network.text is not None:
-        measures += _ceiling(network, facts, reference)
+        yield from _ceiling(network, facts, reference)
     if "reading" in facts and not facts["texts"]:
         learnt, held_out = (token_frames(config, facts, split) for split in ("train", "test"))
         digest, count = str(facts["digest"]), len(facts["tokens"])
         asked = frames(samples)
-        measures.append(token_accuracy(digest, count, learnt, held_out, asked, cache, seed))
-    return measures
+        yield token_accuracy(digest, count, learnt, held_out, asked, cache, seed)
 
 
 def token_frames(config: Any, facts: Mapping[str, Any], split: str) -> list[Told]:

@@ -346,7 +346,7 @@ class SpeechModality(Modality):
         samples: Batch,
         cache: Path,
         seed: int,
-    ) -> list[Measure]:
+    ) -> Iterable[Measure]:
         """See :mod:`gendiff_speech.metrics`."""
         from gendiff_speech import metrics
 

@@ -82,7 +82,7 @@ class Corpus:
         for name in ("_ceiling", "_pitch"):  # these are no spectrograms
             self.patch.setattr(metrics, name, lambda *_: [])
         told = {**FACTS, **facts}
-        found = measure(told, None, batch(samples), self.cache, 0)
+        found = list(measure(told, None, batch(samples), self.cache, 0))
         _, held_out = metrics._dealt(told, self.splits["test"])
 
         def seen(recordings: Recordings) -> Features:
