@@ -116,13 +116,13 @@ class Cell:
 
     Args:
         settings: The settings, with the steps that take no more calls than asked for.
-        calls: The network calls that a sample takes.
+        calls: The network calls that a sample takes; None: to be counted.
         samples: How many are judged.
         key: What the results are found by: all that they depend on.
     """
 
     settings: SampleConfig
-    calls: int
+    calls: int | None
     samples: int
     key: dict[str, Any]
 
@@ -222,6 +222,8 @@ def _source(
 def _within(resolved: RunConfig, settings: SampleConfig, most: int) -> SampleConfig:
     """The settings with as many steps as so many network calls allow.
 
+    Where these are known afterwards only the settings stay as they are, one cell for any ``most``.
+
     Raises:
         ConfigError: Even the fewest take more.
     """
@@ -229,14 +231,17 @@ def _within(resolved: RunConfig, settings: SampleConfig, most: int) -> SampleCon
     for steps in range(most, 0, -1):
         fitted = settings.model_copy(update={"steps": steps})
         try:
-            if _calls(resolved, fitted) <= most:
+            calls = _calls(resolved, fitted)
+            if calls is None:
+                return settings
+            if calls <= most:
                 return fitted
         except SamplingError as error:
             reason = str(error)
     raise ConfigError(f"calls: {most} are not possible with this sampler: {reason}")
 
 
-def _calls(resolved: RunConfig, settings: SampleConfig) -> int:
+def _calls(resolved: RunConfig, settings: SampleConfig) -> int | None:
     schedule = resolved.diffusion.schedule
     times = settings.grid.times(schedule, settings.steps, 1.0)
     return generate.network_calls(settings, schedule, times)
@@ -322,9 +327,10 @@ def _measured(model: Model, cell: Cell, judge: Judge) -> dict[str, Any]:
     """One cell of the results."""
     seed = cell.key["seed"]
     next(model.batches([0], cell.settings, seed))  # what is slow once is not timed
+    counts: list[int] = []
     with peak_memory(model.device) as memory:
         begin = time.perf_counter()
-        samples = _samples(model, cell, seed)
+        samples = _samples(model, cell, seed, counts)
         seconds = time.perf_counter() - begin
     wanted = model.run.modality.headline
     found = judge.measures(samples, set(wanted))
@@ -332,7 +338,7 @@ def _measured(model: Model, cell: Cell, judge: Judge) -> dict[str, Any]:
     figures = {m.name: asdict(m) | {"ratio": ratio(m)} for m in found if m.name in wanted}
     return {
         "key": cell.key,
-        "network_calls": cell.calls,
+        "network_calls": generate.mean_calls(cell.calls, counts),
         "figures": [figures[name] for name in wanted if name in figures],
         "verdicts": [verdict.name for verdict in verdicts],
         "seconds_per_sample": seconds / cell.samples,
@@ -341,8 +347,8 @@ def _measured(model: Model, cell: Cell, judge: Judge) -> dict[str, Any]:
     }
 
 
-def _samples(model: Model, cell: Cell, seed: int) -> Batch:
-    parts = model.batches(list(range(cell.samples)), cell.settings, seed)
+def _samples(model: Model, cell: Cell, seed: int, counts: list[int]) -> Batch:
+    parts = model.batches(list(range(cell.samples)), cell.settings, seed, counts=counts)
     return join([part.to("cpu") for part in parts])  # to the CPU, so that all is done
 
 
@@ -464,7 +470,7 @@ def plot(cells: Sequence[Mapping[str, Any]], path: Path) -> Path:
         from matplotlib.figure import Figure
     except ImportError:
         raise GendiffError("the plot needs matplotlib. pip install 'gendiff[plot]'") from None
-    groups: dict[str, dict[str, list[tuple[int, float, float]]]] = {}
+    groups: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
     titles: dict[str, str] = {}
     for cell in cells:
         first = next((figure for figure in cell["figures"] if figure["ratio"]), None)
@@ -481,7 +487,7 @@ def plot(cells: Sequence[Mapping[str, Any]], path: Path) -> Path:
     panels = figure.subplots(1, max(1, len(groups)), sharey=True, squeeze=False)[0]
     for panel, (modality, curves) in zip(panels, groups.items(), strict=False):
         every = [point for points in curves.values() for point in points]
-        ticks: list[int] = []
+        ticks: list[float] = []
         for calls in sorted({calls for calls, *_ in every}):
             if not ticks or calls > 1.15 * ticks[-1]:  # labels must not touch
                 ticks.append(calls)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -30,10 +31,11 @@ from gendiff.modality import Given, Property, Request
 from gendiff.noise import Streams
 from gendiff.objective import Objective
 from gendiff.runs import Run
-from gendiff.samplers import State, adds_noise, make_table, sample, start, states
+from gendiff.samplers import adds_noise, make_table, sample, start, states
 from gendiff.schedules import Schedule
 from gendiff.spaces import Batch, Cond, Space, join
 from gendiff.steering import Matched
+from gendiff.tables import State
 from gendiff.world import from_environment
 
 BLOCK = 16  # rows from which oneDNN's and MKL's kernels treat every row of a batch alike
@@ -153,13 +155,10 @@ class Model:
         first = 1.0 if wish.noise is None else time_of_noise(schedule, wish.noise)
         return settings.grid.times(schedule, settings.steps, first)
 
-    def calls(self, settings: DrawConfig, wish: Wish = Wish()) -> int:
-        """Network calls for each sample."""
-        schedule, times = self.denoiser.schedule, self.times(settings, wish)
-        own = 0
-        if wish.origin:
-            own = sum(len(step.stages) for step in make_table(settings.sampler, schedule, times))
-        return own + network_calls(settings, schedule, times)
+    def calls(self, settings: DrawConfig, wish: Wish = Wish()) -> int | None:
+        """Network calls for each sample; None where :meth:`batches` must count them."""
+        times = self.times(settings, wish)
+        return network_calls(settings, self.denoiser.schedule, times, bool(wish.origin))
 
     def trajectories(
         self, ids: Sequence[int], settings: SampleConfig, seed: int, wish: Wish
@@ -275,15 +274,28 @@ class Model:
         seed: int = 0,
         wish: Wish = Wish(),
         poll: Callable[[], None] = lambda: None,
+        counts: list[int] | None = None,
     ) -> Iterator[Batch]:
-        """The samples of these ids, batch by batch, in order; ``poll`` is called at every step."""
+        """The samples of these ids, batch by batch, in order; ``poll`` is called at every step.
+
+        ``counts`` gets the network calls of each sample where :meth:`calls` cannot tell them.
+        """
         self.network.eval()
+        schedule, extra = self.denoiser.schedule, bool(wish.origin)
         for block, wanted in _blocks(ids, settings.batch_size, self.device.type == "cpu"):
-            batch = None
-            for batch, _ in self.trajectories(block, settings, seed, wish):
+            batch, asked = None, list[Tensor]()
+            for batch, state in self.trajectories(block, settings, seed, wish):
+                asked += state.asked
                 poll()
             assert batch is not None
             rows = [block.index(i) for i in wanted]
+            if asked and counts is not None:
+                cost = torch.zeros(len(block), dtype=torch.int64)
+                for t in asked:
+                    live = ~t.isnan()
+                    own = extra + settings.guidance.calls(schedule, t.where(live, t[live][0]))
+                    cost += live * own
+                counts += cost[rows].tolist()
             yield batch if rows == list(range(len(block))) else batch.select(rows)
 
     def sample(
@@ -368,11 +380,31 @@ def check_guidance(run: RunConfig, guidance: Guidance, key: str) -> None:
         )
 
 
-def network_calls(settings: DrawConfig, schedule: Schedule, times: list[float]) -> int:
-    """Network calls for each sample, those of guidance among them."""
+def network_calls(
+    settings: DrawConfig, schedule: Schedule, times: list[float], translated: bool = False
+) -> int | None:
+    """Network calls for each sample, those of guidance and of a translation among them.
+
+    None where the sampler chooses its steps on the way.
+    """
     table = make_table(settings.sampler, schedule, times)
+    if table is None:
+        return None
     stages = [stage for step in table for stage in step.stages]
-    return sum(settings.guidance.calls(schedule, stage.t) for stage in stages)
+    return sum(translated + settings.guidance.calls(schedule, stage.t) for stage in stages)
+
+
+def mean_calls(known: int | None, counts: Sequence[int]) -> float | None:
+    """Network calls a sample: what is known beforehand, else the mean count; None without any."""
+    return known if known is not None or not counts else round(statistics.mean(counts), 1)
+
+
+def said_calls(calls: float | None) -> str:
+    """``20 network calls``, ``on average 41.3 network calls``: for a sentence."""
+    if calls is None:
+        return "as many network calls as the tolerance takes"
+    average = "" if calls == int(calls) else "on average "
+    return f"{average}{calls:g} network call{'s' * (calls != 1)}"
 
 
 def make_denoiser(run: Run, network: nn.Module) -> Denoiser:

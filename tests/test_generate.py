@@ -11,7 +11,7 @@ import torch
 import gendiff
 from gendiff import config, runs
 from gendiff.errors import CheckpointError, ConfigError, RunError, SamplingError
-from gendiff.generate import BLOCK, Model
+from gendiff.generate import BLOCK, Model, Wish, mean_calls, said_calls
 from gendiff.testing import ToyModality
 from gendiff.train import Trainer
 
@@ -24,7 +24,10 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> Model:
     return Trainer(runs.start(modality, resolved, facts)).model()
 
 
-@pytest.mark.parametrize("sampler", ["dpm++2m", "ddpm", {"name": "heun", "churn": 4}])
+ADAPTIVE = {"name": "adaptive", "tolerance": 0.01}
+
+
+@pytest.mark.parametrize("sampler", ["dpm++2m", "ddpm", {"name": "heun", "churn": 4}, ADAPTIVE])
 def test_a_sample_is_the_same_bits_at_any_batch_size_and_in_any_company(
     model: Model, sampler: object
 ) -> None:
@@ -85,6 +88,39 @@ def test_the_calls_reported_are_those_made(model: Model, sampler: str, guidance:
         assert torch.equal(plain, model.sample(3, steps=6, sampler=sampler, guidance=guidance).x)
     else:
         assert calls < made < 2 * calls
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0, {"scale": 2, "interval": [0.2, 3]}])
+def test_calls_that_are_known_afterwards_are_counted(model: Model, guidance: object) -> None:
+    """Each sample's own, whatever its batch waits for; with all that a call costs."""
+    settings = model.settings(steps=3, sampler=ADAPTIVE, guidance=guidance)
+    assert model.calls(settings) is None
+    counts: list[int] = []
+    list(model.batches([1, 5, 2 * BLOCK], settings, counts=counts))
+    schedule, low, high = model.denoiser.schedule, 0.2, 3.0
+    expected = []
+    for block, rows in ((range(BLOCK), [1, 5]), (range(2 * BLOCK, 3 * BLOCK), [0])):
+        walk = [state for _, state in model.trajectories(block, settings, 0, Wish())]
+        assert [state.number for state in walk] == [1, 2, 3]
+        for row in rows:
+            times = torch.stack([t[row] for state in walk for t in state.asked])
+            noise = (-schedule.log_snr(times[~times.isnan()]) / 2).exp()
+            twice = int(((noise > low) & (noise <= high)).sum())
+            extra = 0 if guidance == 1.0 else len(noise) if guidance == 2.0 else twice
+            expected.append(len(noise) + extra)
+    assert counts == expected
+    assert len(set(expected)) > 1
+    assert mean_calls(None, counts) == round(sum(expected) / 3, 1)
+
+
+def test_calls_in_words() -> None:
+    assert mean_calls(9, [1, 2]) == 9
+    assert mean_calls(None, []) is None
+    assert said_calls(mean_calls(1, [])) == "1 network call"
+    assert said_calls(20) == "20 network calls"
+    assert said_calls(41.0) == "41 network calls"
+    assert said_calls(41.3) == "on average 41.3 network calls"
+    assert said_calls(None) == "as many network calls as the tolerance takes"
 
 
 def test_a_weaker_model_guides(model: Model, tmp_path: Path) -> None:
