@@ -89,14 +89,16 @@ class Adaptive(Walker):
                 "and at least one step are needed"
             )
 
-    def walk(
-        self, denoiser: DenoiserFn, space: Space, schedule: Schedule, times: list[float], x: Tensor
-    ) -> Iterator[State]:
+    def table(self, schedule: Schedule, times: list[float]) -> None:
         if isinstance(schedule, Parts):
             raise SamplingError(
                 "the parts of this model's states have schedules of their own, and no common time "
                 "to choose. Use another sampler than adaptive, as heun"
             )
+
+    def walk(
+        self, denoiser: DenoiserFn, space: Space, schedule: Schedule, times: list[float], x: Tensor
+    ) -> Iterator[State]:
         levels = [schedule.level(t) for t in times]
         scales = [level.alpha + level.sigma for level in levels]
         stops = [level.sigma / scale for level, scale in zip(levels, scales, strict=True)]

@@ -99,8 +99,9 @@ class Walker(Sampler):
     It adds no noise of its own.
     """
 
+    @abstractmethod
     def table(self, schedule: Schedule, times: list[float]) -> None:
-        return None
+        """Nothing, but an error where the schedule or the times will not do."""
 
     @abstractmethod
     def walk(

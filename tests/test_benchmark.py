@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,22 @@ def test_a_suite_is_made_once_and_goes_on_where_it_stopped(
     assert "; seed 0, step 30" in text
     with Image.open(out / "pareto.png") as picture:
         assert picture.width > 400
+
+
+def test_calls_that_are_known_afterwards_make_one_cell(suite: Path, tmp_path: Path) -> None:
+    first = suite.read_text().index("  - modality", suite.read_text().index("  - modality") + 1)
+    text = suite.read_text()[:first].replace("train.steps: 30", "train.steps: 5")
+    loose, tight = "{name: adaptive, tolerance: 0.1}", "{name: adaptive, tolerance: 0.001}"
+    ways = f"samplers: [{{sampler: {loose}}}, {{sampler: {tight}}}]"
+    suite.write_text(text.replace(text.splitlines()[3], ways))
+    done = run(suite, tmp_path / "out")
+    assert done.exit_code == 0, done.stderr
+    cells = json.loads((tmp_path / "out" / "results.json").read_text())["cells"]
+    calls = [cell["network_calls"] for cell in cells]
+    assert len(calls) == 4  # whatever the suite's calls; each of the two at guidance 1 and 2
+    assert 9 <= calls[0] < calls[2]
+    assert 18 <= calls[1] < calls[3]
+    assert re.search(rf"adaptive\(tolerance=0.1\) .*\| 1 \| {calls[0]} \|", done.stdout)
 
 
 def test_cells_say_what_they_are_of(suite: Path, tmp_path: Path) -> None:

@@ -132,6 +132,9 @@ def test_a_fitted_grid_is_printed_as_it_is_given(trained: Path) -> None:
     noisy = here(*fit)
     assert noisy.exit_code == 2
     assert "adds no noise" in noisy.stderr
+    free = here(*fit, "--sampler", "adaptive")
+    assert free.exit_code == 2
+    assert "chooses its times itself" in free.stderr
     done = here(*fit, "--sampler", "dpm++2m")
     options = shlex.split(done.stdout.splitlines()[-1])
     assert options[:5] == ["--sampler", "dpm++2m", "--steps", "3", "--grid"]
@@ -140,6 +143,25 @@ def test_a_fitted_grid_is_printed_as_it_is_given(trained: Path) -> None:
     other = here("sample", run, *options, "--steps", "4")
     assert other.exit_code == 2
     assert "Use --steps 3" in other.stderr
+
+
+def test_calls_are_counted_where_they_are_known_afterwards_only(trained: Path) -> None:
+    run, out = str(trained / "runs" / "image" / "default"), trained / "adaptive"
+    options = ["-n", "5", "--sampler", "{name: adaptive, tolerance: 0.02}", "--out", str(out)]
+    done = here("sample", run, *options, "--steps", "3", "--film")
+    assert done.exit_code == 0, done.stderr
+    said = re.search(
+        r"\((?:on average )?([\d.]+) network calls each\)", " ".join(done.stdout.split())
+    )
+    assert 9 <= float(said[1]) < 200  # type: ignore[index]
+    with Image.open(out / "film.gif") as film:
+        assert film.n_frames >= 3
+    wrong = here("sample", run, "--sampler", "{name: adaptive, rtol: 0.1}")
+    assert wrong.exit_code == 2
+    assert "sampler 'adaptive' has no 'rtol'" in wrong.stderr
+    never = here("sample", run, "--sampler", "{name: adaptive, tolerance: 1e-9, max_steps: 4}")
+    assert never.exit_code == 2
+    assert "4 steps did not reach" in never.stderr
 
 
 def test_guidance_by_its_parts_and_by_an_earlier_step(trained: Path) -> None:
