@@ -1,8 +1,9 @@
 """Quality against network calls: every sampler of gendiff on one trained run, by its own metric.
 
-For each sampler whose calls are known beforehand and each budget, samples are drawn with the most
-steps whose calls stay within it, and judged as ``gendiff evaluate`` does. All see the same seed, so
-the same noise. The floor is the metric's own: real data in the samples' place, of the same number.
+For each sampler whose calls are known beforehand and each budget, samples are drawn with the
+most steps whose calls stay within it, and judged as ``gendiff evaluate`` does. All see the same
+seed, so the same noise. The floor is the metric's own: real data in the samples' place, of the
+same number.
 
     gendiff train --modality image --config configs/image/digits.yaml
     python benchmarks/sampler_quality.py runs/image/default --out quality.json --plot quality.png
