@@ -67,11 +67,11 @@ def _add(space: Space, z: Tensor, *terms: tuple[Tensor, Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class Adaptive(Walker):
-    r"""Runge and Kutta's method of order 3 with embedded error control; see the module.
+    r"""Each sample's own steps, by their error; the grid's times are where a film stops, no more.
 
     A step is taken where the root mean square of its error e is at most
-    :math:`tolerance\, (1 + rms(z))`, over the sample's live elements: of data of size one, about
-    its error in the data's units. How many calls that takes is known afterwards only.
+    :math:`tolerance\, (1 + rms(z))`, over the sample's live elements: in the data's units, where
+    these are of size one. How many calls that takes is known afterwards only.
 
     Args:
         tolerance: Of each step, relative and absolute.
