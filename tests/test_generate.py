@@ -11,7 +11,7 @@ import torch
 import gendiff
 from gendiff import config, runs
 from gendiff.errors import CheckpointError, ConfigError, RunError, SamplingError
-from gendiff.generate import BLOCK, Model
+from gendiff.generate import Model
 from gendiff.testing import ToyModality
 from gendiff.train import Trainer
 
@@ -24,16 +24,20 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> Model:
     return Trainer(runs.start(modality, resolved, facts)).model()
 
 
+@pytest.mark.parametrize("together", [16, 3, 1])
 @pytest.mark.parametrize("sampler", ["dpm++2m", "ddpm", {"name": "heun", "churn": 4}])
 def test_a_sample_is_the_same_bits_at_any_batch_size_and_in_any_company(
-    model: Model, sampler: object
+    model: Model, sampler: object, together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(model.run.modality, "together", lambda *_: together)
     reference = model.sample(64, sampler=sampler, batch_size=64, seed=3)
     for size in (1, 7):
         again = model.sample(64, sampler=sampler, batch_size=size, seed=3)
         assert torch.equal(again.x, reference.x)
-    some = model.sample(ids=[2, BLOCK + 1, 63], sampler=sampler, batch_size=7, seed=3)
-    assert torch.equal(some.x, reference.select([2, BLOCK + 1, 63]).x)
+    some = model.sample(ids=[2, 17, 63], sampler=sampler, batch_size=7, seed=3)
+    assert torch.equal(some.x, reference.select([2, 17, 63]).x)
+    sizes = {b.space.batch_size for b in model.batches(range(16 * together), model.settings())}
+    assert sizes == {together}
 
 
 def test_another_seed_gives_other_samples(model: Model) -> None:
