@@ -101,7 +101,7 @@ def sample(
     run.modality.check_output(run.section, run.facts)
     settings = model.settings(sampler=form.sampler, steps=form.steps, guidance=form.guidance)
     wish = Wish(form.cond)
-    together = generate.BLOCK if model.device.type == "cpu" else settings.batch_size
+    together = model.block if model.device.type == "cpu" else settings.batch_size
     steps = -(-form.count // together) * (len(model.times(settings, wish)) - 1)
     done = 0
 

@@ -467,20 +467,22 @@ def benchmark(suite: Path, out: Path | None, device: str | None) -> None:
     gendiff benchmark configs/benchmark/default.yaml
     """
     from gendiff import benchmark as comparing
-    from gendiff import console, runs
+    from gendiff import console, runs, standings
 
     out = out or Path("runs") / "benchmark" / suite.stem
     cells = comparing.benchmark(suite, out, device)
     if not cells:
         return
-    text = comparing.table(cells)
-    runs.write_atomically(out / "results.md", text)
-    click.echo(text)
+    click.echo(standings.summary(cells, comparing.budgets(comparing.read(suite))))
+    table = out / "results.md"
+    runs.write_atomically(table, standings.table(cells))
+    click.echo(
+        f"errors, time, memory, verdicts and definitions: {table}, {table.with_suffix('.json')}"
+    )
     try:
-        click.echo(f"plot: {comparing.plot(cells, out / 'pareto.png')}")
+        click.echo(f"plot: {standings.plot(cells, out / 'pareto.png')}")
     except GendiffError as error:
         console.warn(str(error))
-    click.echo(f"results: {out / 'results.json'}")
 
 
 @main.command("fit-grid")

@@ -16,7 +16,7 @@ import torch
 from gendiff import console, distributed, metrics
 from gendiff.config import SampleConfig
 from gendiff.data import InOrder, loader
-from gendiff.generate import BLOCK, Model, make_objective, mean_calls, said_calls
+from gendiff.generate import Model, make_objective, mean_calls, said_calls
 from gendiff.likelihood import ode_log_likelihood
 from gendiff.metrics import Floors, Reals
 from gendiff.modality import Features, Measure
@@ -55,7 +55,7 @@ def evaluate(
     """
     run = model.run
     world = distributed.present()
-    ids = [i for i in range(n) if world.owns(i // BLOCK)]
+    ids = [i for i in range(n) if world.owns(i // model.block)]
     batches: list[tuple[int, Batch]] = []  # with the id of its first sample
     counts: list[int] = []
     done = 0

@@ -2,19 +2,22 @@
 
 Sample i depends on the model, the seed and i. Its noise is its own stream; and because a CPU's
 matrix kernels round differently at different batch sizes, on the CPU the network always sees
-whole blocks of ``BLOCK`` consecutive ids, whatever batch size is asked for. So sample i is the
-same to the bit in any company, at one number of threads (the key ``threads``).
+whole blocks of consecutive ids (:meth:`gendiff.Modality.together`), whatever batch size is asked
+for. So sample i is the same to the bit in any company, at one number of threads (the key
+``threads``).
 On an accelerator batches are of the size asked for, and samples agree up to its rounding.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +40,6 @@ from gendiff.spaces import Batch, Cond, Space, join
 from gendiff.steering import Matched
 from gendiff.tables import State
 from gendiff.world import from_environment
-
-BLOCK = 16  # rows from which oneDNN's and MKL's kernels treat every row of a batch alike
 
 
 @dataclass(frozen=True)
@@ -260,12 +261,30 @@ class Model:
     ) -> list[Batch]:
         """The estimates of one finished sample on its way, a batch of one for each step."""
         self.network.eval()
-        ((block, _),) = _blocks([sample], 1, self.device.type == "cpu")
+        ((block, _),) = self._blocks([sample], 1)
         row = block.index(sample)
         return [
             Batch(state.x_hat, batch.space, batch.cond).select([row]).to("cpu")
             for batch, state in self.trajectories(block, settings, seed, wish)
         ]
+
+    @cached_property
+    def block(self) -> int:
+        """How many consecutive ids go through the network together on a CPU."""
+        return self.run.modality.together(self.run.section, self.run.facts)
+
+    def _blocks(
+        self, ids: Sequence[int], batch_size: int
+    ) -> Iterator[tuple[list[int], list[int]]]:
+        """Ids that go through the network together, and those of them that are wanted."""
+        if self.device.type != "cpu":
+            for i in range(0, len(ids), batch_size):
+                chunk = list(ids[i : i + batch_size])
+                yield chunk, chunk
+            return
+        for number, group in itertools.groupby(ids, lambda i: i // self.block):
+            first = number * self.block
+            yield list(range(first, first + self.block)), list(group)
 
     def batches(
         self,
@@ -282,7 +301,7 @@ class Model:
         """
         self.network.eval()
         schedule, extra = self.denoiser.schedule, bool(wish.origin)
-        for block, wanted in _blocks(ids, settings.batch_size, self.device.type == "cpu"):
+        for block, wanted in self._blocks(ids, settings.batch_size):
             batch, asked = None, list[Tensor]()
             for batch, state in self.trajectories(block, settings, seed, wish):
                 asked += state.asked
@@ -347,23 +366,6 @@ class Model:
         path = None if source is None else Path(source)
         wish = Wish(cond or {}, toward or {}, path, keep, noise, origin or {})
         return join(list(self.batches(chosen, settings, seed, wish)))
-
-
-def _blocks(
-    ids: Sequence[int], batch_size: int, fixed: bool
-) -> Iterator[tuple[list[int], list[int]]]:
-    """Ids that go through the network together, and those of them that are wanted."""
-    if not fixed:
-        for i in range(0, len(ids), batch_size):
-            chunk = list(ids[i : i + batch_size])
-            yield chunk, chunk
-        return
-    start = 0
-    for i in range(1, len(ids) + 1):
-        if i == len(ids) or ids[i] // BLOCK != ids[start] // BLOCK:
-            first = ids[start] // BLOCK * BLOCK
-            yield list(range(first, first + BLOCK)), list(ids[start:i])
-            start = i
 
 
 def check_guidance(run: RunConfig, guidance: Guidance, key: str) -> None:

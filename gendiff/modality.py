@@ -487,6 +487,14 @@ class Modality(ABC):
         """
         return range(len(self.dataset(config, facts, "test")))  # type: ignore[arg-type]
 
+    def together(self, config: Any, facts: Mapping[str, Any]) -> int:
+        """How many samples a CPU draws together; one alone costs as much as all of them.
+
+        Many small ones cost little more than one, and large ones their sum. The last bits of a
+        sample depend on it.
+        """
+        return 16
+
     def sample_count(self, facts: Mapping[str, Any]) -> int:
         """How many samples ``gendiff evaluate`` makes when it is not told."""
         return 1000

@@ -51,7 +51,7 @@ def produce(order: Order, count: int, world: World) -> None:
     model, run, settings = order.model, order.run, order.settings
     wish, seed = order.wish, order.seed
     identity = model.identity(settings, seed, wish, order.ema_width)
-    files = Files(order.out, world, identity)
+    files = Files(order.out, world, identity, model.block)
     missing = files.missing(count)
     shown = list(range(min(count, PREVIEW)))
     batches: list[Batch] = []
