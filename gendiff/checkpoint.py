@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -206,7 +207,8 @@ def load_state(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: It is something else.
     """
-    with readable(path / STATE):
+    with readable(path / STATE), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch's, of a pickle that is not its own
         return dict(torch.load(path / STATE, map_location="cpu", weights_only=True))
 
 
