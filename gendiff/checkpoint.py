@@ -196,8 +196,9 @@ def readable(path: Path) -> Iterator[None]:
     except (GendiffError, MemoryError):
         raise
     except Exception as error:  # anything may come out of a damaged file
+        said = reason(error).removesuffix(".")
         raise CheckpointError(
-            f"{path} is damaged, or not what its name says: {reason(error)}. Remove it"
+            f"{path} is damaged, or not what its name says: {said}. Remove it"
         ) from error
 
 

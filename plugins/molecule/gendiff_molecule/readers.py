@@ -177,7 +177,7 @@ def place(smiles: str, max_atoms: int) -> Place | str:
         return f"RDKit cannot read the SMILES '{smiles[:60]}'"
     if not mol.GetNumAtoms():
         return "no atoms"
-    # Before what takes hours for a long chain.
+    # Before what takes minutes for a long chain.
     if (count := mol.GetNumAtoms(onlyExplicit=False)) > max_atoms:
         return _too_large(count, max_atoms)
     if count > _MOST_PLACED:
