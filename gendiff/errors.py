@@ -75,6 +75,8 @@ def explained(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, OSError):
         return None if isinstance(error, BrokenPipeError) else escaped(reason(error))
+    if any(word in str(error) for word in _PEER_GONE):
+        return "another process of the group has ended. Start all again: they go on together"
     if isinstance(error, MemoryError) or any(word in str(error) for word in _OUT_OF_MEMORY):
         return (
             f"out of memory ({escaped(reason(error))}). Ask for less: a smaller batch_size, "
@@ -83,6 +85,7 @@ def explained(error: BaseException) -> str | None:
     return None
 
 
+_PEER_GONE = "Connection closed by peer", "Connection reset by peer"  # gloo's RuntimeError
 # Of torch's allocators, which raise RuntimeError, and of sizes that no integer holds.
 _OUT_OF_MEMORY = (
     "allocate memory", "out of memory", "calculation overflowed", "multiplication overflow",

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 
 from gendiff import checkpoint, config, console, generate, plugins, runs, train
 from gendiff.cli import main
-from gendiff.errors import CheckpointError, DataError, NonFiniteError, RunError
+from gendiff.errors import CheckpointError, DataError, NonFiniteError, RunError, explained
 from gendiff.modality import DataReport
 from gendiff.testing import ToyModality
 from gendiff.testing.toy import ToyData
@@ -340,6 +340,14 @@ def test_errors_are_told_in_one_line() -> None:
     assert reason(DataError(worker)) == "x is cut"
     assert reason(RuntimeError()) == "RuntimeError"
     assert isinstance(CheckpointError("a"), Exception)
+
+
+def test_a_process_that_loses_its_peer_says_so_in_one_line() -> None:
+    gloo = "[gloo/transport/tcp/pair.cc:538] Read error [127.0.0.1]:1: Connection reset by peer"
+    said = explained(RuntimeError(gloo))
+    assert said is not None
+    assert said.startswith("another process of the group has ended")
+    assert explained(RuntimeError("shapes differ")) is None
 
 
 def test_a_run_does_not_go_on_with_other_data(
