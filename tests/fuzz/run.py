@@ -299,6 +299,7 @@ def in_processes(top: Path, count: int, seed: int) -> list[Any]:
     """Some of the command surface's inputs as a shell would give them, each a new process."""
     box = surfaces.Box(top)
     enter(box)
+    plugins.register(ToyModality())  # for its keys: the processes do not know it
     records, pools = [], surfaces.pools(seed)
     for index in range(count):
         box.clear()

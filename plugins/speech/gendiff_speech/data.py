@@ -264,7 +264,7 @@ def _digest(config: Any) -> str:
         key += "|".join(
             f"{p}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in parts if p.exists()
         )
-    return hashlib.sha256(key.encode()).hexdigest()[:16]
+    return hashlib.sha256(os.fsencode(key)).hexdigest()[:16]
 
 
 def _content(config: Any) -> str:

@@ -54,7 +54,7 @@ def _digest(config: Any, path: Path) -> str:
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     stats = [f"{p}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in files if p.exists()]
     key = "|".join([str(VERSION), config.convention, str(config.held_out), *stats])
-    return hashlib.sha256(key.encode()).hexdigest()[:16]
+    return hashlib.sha256(os.fsencode(key)).hexdigest()[:16]
 
 
 def prepare(config: Any) -> DataReport:

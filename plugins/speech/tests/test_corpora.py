@@ -354,6 +354,7 @@ def test_the_content_is_that_of_what_is_read(
     for path in copy.iterdir():
         os.utime(path, (1, 1))
     (copy / "notes.txt").write_text("is not read")
+    (copy / os.fsdecode(b"\xff.txt")).write_text("whose name is no text")
     monkeypatch.setenv("GENDIFF_CACHE", str(tmp_path / "other"))
     assert contents(copy) == first
     wave, rate = soundfile.read(copy / "0_ann_1.wav")
