@@ -90,7 +90,7 @@ def read(path: Path) -> Suite:
         valid = list(_keys(data))
         sources = {str(key): str(path) for key in data}
         lines = [config.problem_line(problem, valid, sources) for problem in error.errors()]
-        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+        raise ConfigError(*dict.fromkeys(lines)) from None
 
 
 def _keys(data: Mapping[str, Any]) -> Iterator[str]:
@@ -163,7 +163,7 @@ def plans(suite: Suite, path: Path, device: str | None = None) -> list[Plan]:
             found.append(_plan(suite, entry, path, device))
         except (ConfigError, SamplingError, RunError, CheckpointError) as error:
             lines = str(error).splitlines()
-            raise ConfigError("\n".join(f"{line} ({where})" for line in lines)) from None
+            raise ConfigError(*(f"{line} ({where})" for line in lines)) from None
     return found
 
 

@@ -41,7 +41,9 @@ class DataReport:
     Args:
         summary: One line for the person who waits.
         facts: What the other methods need to know of the data (number of classes, size, …).
-            Plain JSON values: they are kept in the run, so that sampling needs no data.
+            Plain JSON values: they are kept in the run, so that sampling needs no data. A run is
+            not resumed where they differ, or, if there is one, where ``content`` does: a digest
+            of all that training reads, see :func:`gendiff.data.content_of`.
         warnings: One line each.
     """
 

@@ -294,6 +294,43 @@ def test_bad_sampling_options(trained: Path, args: list[str], part: str) -> None
     assert sorted(trained.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["trian"], "no such command 'trian'. Did you mean 'train'?"),
+        (["plugins", "chek"], "no such command 'chek'. Did you mean 'check'?"),
+        (["--debgu"], "no such option '--debgu'. Did you mean '--debug'?"),
+        (["train"], "missing option '--modality'. See 'gendiff train --help'"),
+        (["train", "--modality"], "option '--modality' requires an argument"),
+        (["sample", "r", "-n", "0"], "-n"),
+        (["sample"], "missing argument 'RUN'. See 'gendiff sample --help'"),
+        (["a\nb"], r"no such command 'a\nb'"),
+        (["sample", "a\nb"], r"a\nb is not a run"),
+        (["sample", "r", "--seed", "a\nb"], r"'a\nb'"),
+        (["config", "check", "--modality", "image", 'image.flip=["a\\nb"]'], r"a\nb"),
+        (["config", "check", "--modality", "image", "a\nb=1"], r"'a\nb'"),
+        (["config", "check", "--modality", "image", 'sample.sampler="a\\nb"'], r"'a\nb'"),
+        (["train", "--modality", "image", "image.data=folder", 'image.path="a\\nb"'], r"a\nb"),
+    ],
+)
+def test_a_misuse_is_told_in_one_line(args: list[str], said: str, tmp_path: Path) -> None:
+    from gendiff.cli import main
+
+    done = CliRunner().invoke(main, args, prog_name="gendiff")
+    assert done.exit_code == 2
+    (line,) = done.stderr.rstrip("\n").split("\n")
+    assert line.startswith("error: ")
+    assert said in line
+
+
+def test_every_problem_has_a_line_and_what_it_quotes_adds_none() -> None:
+    done = here("config", "check", "--modality", "image", 'image.x="a\\nb"', 'train.lr="a\\nb"')
+    assert done.exit_code == 2
+    lines = done.stderr.rstrip("\n").split("\n")
+    assert len(lines) == 2
+    assert all(line.startswith("error: ") for line in lines)
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     done = gendiff("--debug", "sample", "nowhere", cwd=tmp_path, ok=False)
     assert done.returncode == 2
