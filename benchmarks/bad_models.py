@@ -1,8 +1,8 @@
 """Three networks that are bad on purpose, and a good one, as ``gendiff evaluate`` judges them.
 
-Of each modality: *untrained*, after one step; *memorising*, taught a few training items again and
-again; *collapsed*, taught one; and *taught*, all of them for as many steps. All are compared with
-the whole data, as any run is. Prints a row for each with its verdict.
+Of each modality: *untrained*, after one step; *memorising*, taught a few training items for twice
+as long; *collapsed*, taught one; and *taught*, all of them. All are compared with the whole data,
+as any run is. Prints a row for each with its verdict.
 
     python benchmarks/bad_models.py
     python benchmarks/bad_models.py --modality molecule --few 40
@@ -30,6 +30,7 @@ SHORT = {
     "speech": (500, ["threads=1"]),
     "molecule": (2500, ["molecule.heavy_atoms=6", "train.lr=3e-3"]),
 }
+WAYS = ("untrained", "memorising", "collapsed", "taught")
 SHOWN = ("frechet_distance", "precision", "coverage", "pairwise_distance", "training_copies")
 
 
@@ -86,6 +87,7 @@ def main() -> None:
     """Trains, judges and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--modality", nargs="*", default=[*SHORT], choices=[*SHORT])
+    parser.add_argument("--ways", nargs="*", default=[*WAYS], choices=WAYS)
     parser.add_argument("--few", type=int, default=40, help="items that are memorised")
     parser.add_argument("--count", type=int, default=300, help="samples")
     parser.add_argument("--seed", type=int, default=0)
@@ -95,9 +97,16 @@ def main() -> None:
     print(f"| modality | {' | '.join(header)} |")
     print("|" + "---|" * (len(header) + 1))
     for name in args.modality:
-        ways = [("untrained", None, 1), ("memorising", args.few, None), ("collapsed", 1, None)]
-        for way, few, steps in [*ways, ("taught", None, None)]:
-            row = judged(name, few, steps or SHORT[name][0], args)
+        steps = SHORT[name][0]
+        ways = [
+            ("untrained", None, 1),
+            ("memorising", args.few, 2 * steps),
+            ("collapsed", 1, steps),
+        ]
+        for way, few, count in [*ways, ("taught", None, steps)]:
+            if way not in args.ways:
+                continue
+            row = judged(name, few, count, args)
             print(f"| {name} | {way} | {' | '.join(row)} |", flush=True)
 
 
