@@ -177,7 +177,7 @@ def test_any_shape_without_labels(
     rng = np.random.default_rng(0)
     ramp = np.linspace(0, 200, shape[1])[:, None]  # tells up from down
     pixels = (ramp + rng.integers(0, 56, (80, *shape))).astype(np.uint8)
-    data = Data(Split(pixels[:60], None), Split(pixels[60:], None), None)
+    data = Data(Split(pixels[:60], None), Split(pixels[60:], None), None, "")
     train = module._train
 
     def briefly(network: Any, x: Any, labels: Any, gen: Any) -> None:
