@@ -85,6 +85,22 @@ def filters(convention: MelConvention) -> Tensor:
     return bank
 
 
+@lru_cache
+def spread(convention: MelConvention) -> Tensor:
+    """A matrix S, (n_fft / 2 + 1, mels): ``S @ exp(log_mel)`` are magnitudes about those of a wave.
+
+    A bin has the mean of the bands that see it, those that see no more than it foremost; a bin
+    that none sees has its neighbour's. A flat spectrum comes back as it was.
+    """
+    bank = filters(convention)
+    level = bank.sum(0).clamp(min=1e-8)  # of a band, where all magnitudes are 1
+    share = bank / level
+    seen = share.sum(1)
+    live = (seen > 0).nonzero()[:, 0]
+    nearest = live[(torch.arange(len(bank))[:, None] - live).abs().argmin(1)]
+    return share[nearest] / seen[nearest, None] / level
+
+
 def log_mel(wave: Tensor, convention: MelConvention) -> Tensor:
     """The log mel-spectrogram, (mels, T // hop), of a wave (T,) in [-1, 1].
 

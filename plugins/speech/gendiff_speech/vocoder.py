@@ -118,10 +118,14 @@ class VocoderModality(Modality):
         from gendiff_speech.mel import CONVENTIONS
         from gendiff_speech.vocos import OneStepVocos
 
-        c = CONVENTIONS[facts["convention"]]
-        pad = (c.n_fft - c.hop) // 2  # the wave has T * hop samples, whatever the mel's frames
         return OneStepVocos(
-            c.mels, c.n_fft, c.hop, c.window, pad, config.dim, config.hidden, config.layers
+            CONVENTIONS[facts["convention"]],
+            facts["mean"],
+            facts["std"],
+            facts["scale"],
+            config.dim,
+            config.hidden,
+            config.layers,
         )
 
     def distance(

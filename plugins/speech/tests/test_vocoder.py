@@ -26,7 +26,7 @@ from gendiff_speech import vocoders, waves
 from gendiff_speech.hifigan import HiFiGAN, HiFiGANShape, without_weight_norm
 from gendiff_speech.mel import CONVENTIONS, MelConvention, griffin_lim, log_mel
 from gendiff_speech.plugin import SpeechModality
-from gendiff_speech.spectral import spectral_distance
+from gendiff_speech.spectral import MEL_WEIGHT, spectral_distance
 from gendiff_speech.vocoder import VocoderModality, sound
 from gendiff_speech.vocos import ISTFT, OneStepVocos, Vocos
 
@@ -75,7 +75,8 @@ def test_the_inverse_transform_inverts(centred: bool) -> None:
 
 def test_padding_changes_nothing_and_the_noise_neither() -> None:
     torch.manual_seed(0)
-    net = OneStepVocos(8, 64, 16, 64, 24, 16, 32, 2)
+    c = MelConvention(8000, 64, 16, 64, 8, 0, 4000)
+    net = OneStepVocos(c, [0.0] * 8, [1.0] * 8, 1.0, 16, 32, 2)
     lengths = [9, 5]
     both = Masked(torch.tensor(lengths), 16, 9)
     mel = torch.randn(2, 9, 8)  # what stands in the padding must not matter
@@ -89,13 +90,28 @@ def test_padding_changes_nothing_and_the_noise_neither() -> None:
         assert together[row, :, length:].abs().sum() == 0
 
 
+def test_an_untrained_head_puts_a_tone_where_the_mel_has_it() -> None:
+    """Of bin 10. Without the steady phases only every fourth bin could sound."""
+    c = MelConvention(8000, 256, 64, 256, 60, 0, 4000)
+    wave = torch.sin(2 * torch.pi * 10 / 256 * torch.arange(64 * 40))
+    net = OneStepVocos(c, [0.0] * 60, [1.0] * 60, 0.5, 16, 32, 2)
+    torch.nn.init.zeros_(net.head.out.weight)
+    torch.nn.init.zeros_(net.head.out.bias)
+    cond = Cond({"mel": log_mel(wave, c).T[None]})
+    made = net(torch.zeros(1, 64, 40), torch.zeros(1), cond, Masked(torch.tensor([40]), 64, 40))
+    spectrum = torch.fft.rfft(made[0].T.reshape(-1)[:2560]).abs()  # bins 10 times as fine
+    assert abs(int(spectrum.argmax()) - 100) <= 5
+    assert float(0.5 * made.detach().std() / wave.std()) == pytest.approx(1, rel=0.5)
+
+
 def test_the_distance_of_scaled_waves_is_known() -> None:
     """Of 2x from x: convergence 1, logarithms log 2 in all bins and bands, far above the floors"""
     c = MelConvention(8000, 256, 64, 256, 20, 0, 4000)
     x = torch.randn(3, 2048)
     found = spectral_distance(2 * x, x, c, 1.0)
     log2 = torch.tensor(2.0).log()
-    torch.testing.assert_close(found, (3 * (1 + log2) + log2).expand(3) / 3, rtol=1e-3, atol=0)
+    known = 1 + log2 + MEL_WEIGHT * log2
+    torch.testing.assert_close(found, known.expand(3), rtol=1e-3, atol=0)
     assert spectral_distance(x, x, c, 1.0).abs().max() < 1e-6
     silence = torch.zeros(1, 2048).requires_grad_()
     spectral_distance(silence, x[:1], c, 1.0).sum().backward()
