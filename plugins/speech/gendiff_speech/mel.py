@@ -87,7 +87,7 @@ def filters(convention: MelConvention) -> Tensor:
 
 @lru_cache
 def spread(convention: MelConvention) -> Tensor:
-    """A matrix S, (n_fft / 2 + 1, mels): ``S @ exp(log_mel)`` are magnitudes about those of a wave.
+    """S, (n_fft / 2 + 1, mels): ``S @ exp(log_mel)`` are about the magnitudes of the wave.
 
     A bin has the mean of the bands that see it, those that see no more than it foremost; a bin
     that none sees has its neighbour's. A flat spectrum comes back as it was.

@@ -75,7 +75,7 @@ class VocoderModality(Modality):
         "train": {
             "steps": 1000,
             "batch_size": 16,
-            "lr": 1e-3,
+            "lr": 3e-3,
             "lr_decay": "cosine",
             "betas": [0.8, 0.99],
             "ema_half_life_steps": 50,
