@@ -129,6 +129,16 @@ def log_mel(wave: Tensor, convention: MelConvention) -> Tensor:
     return bands.clamp(min=convention.floor).log().float()
 
 
+def closer(magnitude: Tensor, mel: Tensor, bank: Tensor, updates: int) -> Tensor:
+    """Magnitudes (n_fft / 2 + 1, T) whose bands are nearer to (mels, T), both without logarithm.
+
+    Lee & Seung's multiplicative updates: they keep zeros and signs, and need no step size.
+    """
+    for _ in range(updates):
+        magnitude = magnitude * (bank @ mel) / (bank @ (bank.T @ magnitude) + 1e-12)
+    return magnitude
+
+
 def griffin_lim(
     mel: Tensor, convention: MelConvention, iterations: int = 60, seed: int = 0
 ) -> Tensor:
@@ -141,10 +151,7 @@ def griffin_lim(
 
     bank = filters(convention)
     target = mel.float().exp()
-    # Lee & Seung's multiplicative updates: they keep zeros and signs, and need no step size.
-    magnitude = (bank @ target).clamp(min=1e-8)
-    for _ in range(50):
-        magnitude = magnitude * (bank @ target) / (bank @ (bank.T @ magnitude) + 1e-12)
+    magnitude = closer((bank @ target).clamp(min=1e-8), target, bank, updates=50)
     frames = magnitude.shape[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -260,12 +260,15 @@ def sound(model: Model, mel: Tensor) -> Tensor:
 
 
 def _waves(batch: Batch, facts: Mapping[str, Any]) -> list[Tensor]:
-    """Each sample's wave (T * hop,), in [-1, 1]."""
-    space: Any = batch.space
+    """Each sample's wave (T * hop,), in [-1, 1], see :mod:`gendiff_speech.refine`."""
+    from gendiff_speech.mel import CONVENTIONS
+    from gendiff_speech.refine import refined
+
+    convention = CONVENTIONS[facts["convention"]]
     x = batch.x.float().cpu() * facts["scale"]
     return [
-        frames[:, :length].T.reshape(-1)
-        for frames, length in zip(x, space.lengths.tolist(), strict=True)
+        refined(frames[:, : mel.shape[1]].T.reshape(-1), mel, convention)
+        for frames, mel in zip(x, _mels(batch, facts), strict=True)
     ]
 
 
