@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from gendiff_speech.mel import MelConvention, closer, filters
 from gendiff_speech.vocos import ISTFT
 
-ROUNDS = 8
+ROUNDS = 16
 MOMENTUM = 0.99 / 1.99  # as torchaudio's Griffin-Lim has it by default
 
 
