@@ -27,7 +27,6 @@ DEVELOPMENT = [
     "types-PyYAML",
 ]
 REPORT = ["jinja2>=3.1", "plotly>=6"]
-# Not in ``dev``: Gradio asks for an older Pillow than the image plugin may have.
 APP = ["gradio>=6", *REPORT]
 
 
@@ -55,5 +54,5 @@ class Extras(MetadataHookInterface):
             "app": APP,
             "plot": ["matplotlib>=3.8"],  # of 'gendiff benchmark'
             "all": modalities + REPORT,
-            "dev": DEVELOPMENT + REPORT,
+            "dev": DEVELOPMENT + APP,
         }

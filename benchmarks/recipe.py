@@ -63,13 +63,17 @@ def row(
         spent = time.process_time() - begin
         model = trainer.model()
         samples = join(list(model.batches(list(range(args.count)), resolved.sample, args.seed)))
-        measures = Judge(model.run, cache_folder(), args.seed).measures(samples)
+        names = set(args.figures) or None
+        measures = Judge(model.run, cache_folder(), args.seed).measures(samples, names)
         loss = heldout_loss(model)
     return {
         "variant": variant or "(as it is)",
         "steps": steps,
+        "parameters": sum(p.numel() for p in model.network.parameters()),
         "cpu_seconds": round(spent),
-        "measures": {m.name: [m.value, m.floor] for m in measures},
+        "measures": {
+            m.name: [m.value, m.floor] for m in measures if names is None or m.name in names
+        },
         "heldout_loss": loss,
     }
 
@@ -92,11 +96,7 @@ def main() -> None:
     rows = []
     for variant in args.variants:
         rows.append(row(modality, args.config, variant, args))
-        shown = {
-            name: round(value, 4)
-            for name, (value, _) in rows[-1]["measures"].items()
-            if not args.figures or name in args.figures
-        }
+        shown = {name: round(value, 4) for name, (value, _) in rows[-1]["measures"].items()}
         print(f"{rows[-1]['variant']:50} {rows[-1]['steps']:6} steps  {shown}", flush=True)
         if args.out:
             args.out.write_text(json.dumps(rows, indent=1))

@@ -13,7 +13,9 @@ another kind is asked of no method. azula's methods cannot end at 0, nor can dif
 
 A name is a method, not what a peer calls it: diffusers and k-diffusion's 3M takes half of the
 parabola's curvature ("dpm++3m half"), diffusers' DEIS polynomials in log(rho). Where a peer
-departs from a method at the last step, ours is measured again with the same departure.
+departs from a method, at its end or by times of its own, ours is measured again with the same
+departure. Samplers that choose their steps have a table of their own: calls and error by the
+tolerance.
 
 ``--slopes`` prints the order at which each sampler of ours converges instead, under five schedules
 with five predictions: minus the slope of log error over log steps, for 60 and 120 steps
@@ -41,11 +43,20 @@ from peers import ROOT, peers_python
 BUDGETS = (5, 8, 10, 20, 50)
 GRIDS = ("time", "inner")
 PEERS = ("diffusers", "k-diffusion", "azula")
-LAST, AZULA_LAST, DEIS_LAST = 0.05, 1e-3, 1e-2
-# A peer's method on a grid, ours with the same departure, and what that is.
+LAST, AZULA_LAST, DEIS_LAST, K_DIFFUSION_LAST = 0.05, 1e-3, 1e-2, 1e-3
+# Ours with a departure of a peer's on a grid: the peer, its method, the grid and what that is.
 DEPARTURES = {
-    ("azula", "time", "heun"): ("heun to 0.001", "ends at 0.001, where two calls can be made"),
-    ("diffusers", "inner", "heun"): ("heun, Euler last", "takes Euler's step last on every grid"),
+    f"{name} to 0.001": ("azula", name, "time", "ends at 0.001")
+    for name in ("ddim", "euler", "heun", "dpm++2m", "dpm++3m", "lms 4", "vab 2")
+} | {
+    "deis 3 log_rho to 0.01": (
+        "diffusers",
+        "deis 3 log_rho",
+        "time",
+        "ends at 0.01, of fewer than 15 steps by orders 2 and 1",
+    ),
+    "dpm++2s halves": ("k-diffusion", "dpm++2s", "time", "calls between the grid's times"),
+    "heun, Euler last": ("diffusers", "heun", "inner", "takes Euler's step last on every grid"),
 }
 # (y, sigma) -> the estimate of the data, for y = x / alpha
 Denoise = Callable[[Any, Any], Any]
@@ -60,14 +71,17 @@ class Network:
         self.means, self.stds, self.weights, self.calls = means, stds, weights, 0
 
     def __call__(self, y: Any, sigma: Any) -> Any:
-        """E[x | y], for y = x + sigma z of shape (B, D), in the dtype of y."""
+        """E[x | y], for y = x + sigma z of shape (B, D), in the dtype of y; sigma 1 or (B,)."""
+        import torch
+
         self.calls += 1
         kind, y = y.dtype, y.double()
-        variance = self.stds**2 + float(sigma) ** 2
+        sigma = torch.as_tensor(sigma, dtype=torch.float64).reshape(-1, 1)
+        variance = self.stds**2 + sigma**2
         offset = y[:, None] - self.means
         log_p = -offset.square().sum(-1) / (2 * variance)
         log_p = log_p - y.shape[1] / 2 * variance.log() + self.weights.log()
-        posterior_means = self.means + (self.stds**2 / variance)[:, None] * offset
+        posterior_means = self.means + (self.stds**2 / variance)[..., None] * offset
         return (log_p.softmax(1)[..., None] * posterior_means).sum(1).to(kind)
 
 
@@ -113,8 +127,10 @@ def our_samplers() -> dict[str, Any]:
 
 def gendiff_methods() -> dict[str, Method]:
     """Every deterministic sampler."""
+    import torch
+
     from gendiff.noise import Streams
-    from gendiff.samplers import sample
+    from gendiff.samplers import DEIS, DPMSolverPP2S, sample
     from gendiff.schedules import VPLinear
     from gendiff.spaces import Dense
 
@@ -136,16 +152,56 @@ def gendiff_methods() -> dict[str, Method]:
 
         return run
 
+    class Falling(DEIS):
+        def table(self, schedule: Any, times: list[float]) -> Any:
+            first, second, third = (
+                DEIS(order, self.variable).table(schedule, times) for order in (1, 2, 3)
+            )
+            return third if len(third) >= 15 else [*third[:-2], second[-2], first[-1]]
+
     methods = {name: method(sampler) for name, sampler in our_samplers().items()}
-    heun, euler = methods["heun"], methods["euler"]
+    heun, euler, falling = methods["heun"], methods["euler"], method(Falling(3, "log_rho"))
+    midpoint = method(DPMSolverPP2S("midpoint"))
 
     def euler_last(denoise: Denoise, y: Any, sigmas: Any) -> Any:
         return euler(denoise, heun(denoise, y, sigmas[:-1]), sigmas[-2:])
 
-    def above_zero(denoise: Denoise, y: Any, sigmas: Any) -> Any:
-        return heun(denoise, y, sigmas.clamp(min=AZULA_LAST))
+    def halves(denoise: Denoise, y: Any, sigmas: Any) -> Any:
+        between = (sigmas[:-2] * sigmas[1:-1]).sqrt()
+        pairs = torch.stack([sigmas[:-2], between], 1).flatten()
+        return midpoint(denoise, y, torch.cat([pairs, sigmas[-2:]]))
 
-    return methods | {"heun to 0.001": above_zero, "heun, Euler last": euler_last}
+    def above_zero(run: Method, last: float) -> Method:
+        return lambda denoise, y, sigmas: run(denoise, y, sigmas.clamp(min=last))
+
+    for name, (peer, theirs, _, _) in DEPARTURES.items():
+        if peer == "azula":
+            methods[name] = above_zero(methods[theirs], AZULA_LAST)
+    own = {"heun, Euler last": euler_last, "dpm++2s halves": halves}
+    return methods | own | {"deis 3 log_rho to 0.01": above_zero(falling, DEIS_LAST)}
+
+
+def gendiff_adaptive(denoise: Denoise, y: Any, first: Any, tolerance: float) -> tuple[Any, Any]:
+    """The end from noise scale ``first`` to the data, and each sample's calls."""
+    from gendiff.noise import Streams
+    from gendiff.samplers import Adaptive, states
+    from gendiff.schedules import VPLinear
+    from gendiff.spaces import Dense
+
+    schedule = VPLinear()
+
+    def estimate(x: Any, t: Any) -> Any:
+        alpha, sigma = schedule(t)
+        return denoise(x / alpha[:, None], sigma / alpha)
+
+    start = schedule.level(1.0)
+    assert abs(start.sigma / start.alpha - first.item()) < 1e-9 * first.item()
+    space, noise = Dense(tuple(y.shape)), Streams(0, tuple(range(len(y))))
+    walk = states(
+        estimate, space, schedule, Adaptive(tolerance), [1.0, 0.0], noise, start.alpha * y
+    )
+    (end,) = walk
+    return end.x, sum(~t.isnan() for t in end.asked)
 
 
 def diffusers_methods() -> dict[str, Method]:
@@ -267,6 +323,20 @@ def k_diffusion_methods() -> dict[str, Method]:
     }
 
 
+def k_diffusion_adaptive(
+    denoise: Denoise, y: Any, first: Any, tolerance: float
+) -> tuple[Any, Any]:
+    """Its DPM-Solver-23, to 0.001; one step for all samples, by the error of all."""
+    import torch
+    from k_diffusion.sampling import sample_dpm_adaptive
+
+    options = {"rtol": tolerance, "atol": tolerance, "disable": True, "return_info": True}
+    x, info = sample_dpm_adaptive(
+        lambda x, at: denoise(x, at), y, K_DIFFUSION_LAST, first.item(), **options
+    )
+    return x, torch.full((len(y),), info["nfe"])
+
+
 def azula_methods() -> dict[str, Method]:
     """Its samplers, under a schedule whose time is an index into the noise scales."""
     import torch
@@ -308,6 +378,10 @@ def azula_methods() -> dict[str, Method]:
     }
 
 
+# Samplers that choose their own steps, at each tolerance
+ADAPTIVE = {"gendiff": gendiff_adaptive, "k-diffusion": k_diffusion_adaptive}
+TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4)
+
 METHODS: dict[str, Callable[[], dict[str, Method]]] = {
     "gendiff": gendiff_methods,
     "diffusers": diffusers_methods,
@@ -332,11 +406,21 @@ def worker(side: str, path: Path) -> None:
             for name, method in methods.items():
                 if grid == "inner" and hasattr(method, "chain"):
                     continue
+                if name in DEPARTURES and DEPARTURES[name][2] != grid:
+                    continue
                 cells = [
                     _cell(method, network, start, ends[grid], task["sigmas"][grid], budget)
                     for budget in BUDGETS
                 ]
                 result.setdefault(law, {}).setdefault(grid, {})[name] = cells
+        if side in ADAPTIVE:
+            for tolerance in TOLERANCES:
+                first, network.calls = task["sigmas"]["time"][2][0], 0
+                found, calls = ADAPTIVE[side](network, start.clone(), first, tolerance)
+                errors = (found.double() - ends["time"]).square()
+                row = {"tolerance": tolerance, "error": errors.mean().sqrt().item()}
+                row |= {"calls": calls.double().mean().item(), "batch": network.calls}
+                result[law].setdefault("adaptive", []).append(row)
     (path / f"{side}.json").write_text(json.dumps(result))
 
 
@@ -455,6 +539,20 @@ def table(found: dict[str, Any], grid: str) -> str:
     return "\n".join(lines)
 
 
+def adaptive_table(found: dict[str, Any]) -> str:
+    """Of samplers that choose their steps: calls a sample (and of the batch), and error."""
+    heads = [f"{side}: {what}" for side in ADAPTIVE for what in ("calls", "error")]
+    lines = [f"| tolerance | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
+    for i, tolerance in enumerate(TOLERANCES):
+        cells = []
+        for side in ADAPTIVE:
+            rows = [found["sides"][side][law]["adaptive"][i] for law in laws()]
+            cells.append(" / ".join(f"{row['calls']:.0f} ({row['batch']})" for row in rows))
+            cells.append(" / ".join(f"{row['error']:.3g}" for row in rows))
+        lines.append(f"| {tolerance:g} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def verdicts(found: dict[str, Any], grid: str) -> str:
     """For each method that a peer has too: at how many of the cells ours is as accurate, or 2 %.
 
@@ -462,19 +560,15 @@ def verdicts(found: dict[str, Any], grid: str) -> str:
     """
     lines = ["| method | peer | as accurate or better | worst ratio | best ratio |"]
     lines.append("|---|---|---|---|---|")
-    notes = []
     for name in found["sides"]["gendiff"]["2-D"][grid]:
         for peer in PEERS:
             if name not in found["sides"][peer]["2-D"][grid]:
                 continue
             lines.append(_verdict(found, grid, peer, name, name))
-            if (peer, grid, name) in DEPARTURES:
-                same, what = DEPARTURES[peer, grid, name]
-                lines.append(_verdict(found, grid, peer, name, same))
-                notes.append(
-                    f"{peer}'s {name} {what}: compare it with ours of the same departure."
-                )
-    return "\n".join([*lines, *(f"\n{note}" for note in notes)])
+            for same, departure in DEPARTURES.items():
+                if departure[:3] == (peer, name, grid):
+                    lines.append(_verdict(found, grid, peer, name, same))
+    return "\n".join(lines)
 
 
 def _verdict(found: dict[str, Any], grid: str, peer: str, theirs: str, ours: str) -> str:
@@ -586,6 +680,7 @@ def main() -> None:
     print(f"the reference differs from half its steps by {found['reference_doubt']:.1e}\n")
     for grid in GRIDS:
         print(f"grid: {grid}\n\n{table(found, grid)}\n\n{verdicts(found, grid)}\n")
+    print(f"steps by their error\n\n{adaptive_table(found)}\n")
     if args.out:
         args.out.write_text(json.dumps(found, indent=2) + "\n")
     return None

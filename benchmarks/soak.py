@@ -6,7 +6,10 @@ After each, every checkpoint that bears its name is checked against its fingerpr
 
     python benchmarks/soak.py --kills 50 --steps 900 --seed 0
 
-With ``--memory`` it instead trains 5,000 steps without a kill and prints the resident memory.
+With ``--ranks 2`` each training is of two processes (gloo, DDP): one, chosen at random, gets the
+signal, and after a SIGKILL the other is killed too, as torchrun does. With ``--rounds 30`` it
+instead trains so many times without a kill and counts how the processes ended; with ``--memory``
+it trains 5,000 steps without a kill and prints the resident memory.
 """
 
 from __future__ import annotations
@@ -16,13 +19,16 @@ import multiprocessing
 import os
 import random
 import signal
+import socket
 import tempfile
 import time
+from collections import Counter
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
 
-from gendiff import checkpoint, config, console, runs, train
+from gendiff import checkpoint, config, console, distributed, runs, train
 from gendiff.errors import CheckpointError
 from gendiff.testing import ToyModality
 
@@ -35,6 +41,37 @@ def train_toy(out: str, *overrides: str) -> None:
     modality = ToyModality()
     resolved = config.resolve(modality, overrides=[f"out={out}", *overrides])
     train.train(runs.start(modality, resolved, {"classes": 3}))
+
+
+def member(rank: int, ranks: int, port: int, out: str, *overrides: str) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with distributed.joined(torch.device("cpu")):
+        train_toy(out, *overrides)
+
+
+def started(ranks: int, out: Path, overrides: list[str]) -> list[BaseProcess]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    members: list[BaseProcess] = []
+    for rank in range(ranks):
+        arguments = (rank, ranks, port, str(out), *overrides)
+        members.append(CONTEXT.Process(target=member, args=arguments))
+        members[-1].start()
+    return members
+
+
+def finished(members: list[BaseProcess]) -> list[int | None]:
+    """The exit codes; when one process fails the others are killed."""
+    while any(p.is_alive() for p in members):
+        time.sleep(0.01)
+        if any(p.exitcode for p in members):
+            for p in members:
+                p.kill()
+    for p in members:
+        p.join()
+    return [p.exitcode for p in members]
 
 
 def settings(steps: int) -> list[str]:
@@ -71,10 +108,10 @@ def same(a: object, b: object) -> bool:
     return a == b
 
 
-def soak(kills: int, steps: int, seed: int, out: Path) -> bool:
+def soak(kills: int, steps: int, seed: int, ranks: int, out: Path) -> bool:
     chance = random.Random(seed)
     begin = time.monotonic()
-    train_toy(str(out / "whole"), *settings(steps))
+    assert not any(finished(started(ranks, out / "whole", settings(steps))))
     once = time.monotonic() - begin
     folder = checkpoints(out / "killed")
     counts = dict.fromkeys(
@@ -82,10 +119,9 @@ def soak(kills: int, steps: int, seed: int, out: Path) -> bool:
     )
     for _ in range(kills):
         number = chance.choice([signal.SIGKILL, signal.SIGTERM])
-        arguments = (str(out / "killed"), *settings(steps))
-        process = CONTEXT.Process(target=train_toy, args=arguments)
         before = newest_step(folder)
-        process.start()
+        members = started(ranks, out / "killed", settings(steps))
+        process = chance.choice(members)
         deadline = time.monotonic() + (chance.uniform(0, 0.4) if chance.random() < 0.2 else 60)
         while time.monotonic() < deadline and newest_step(folder) == before:
             time.sleep(0.001)
@@ -94,28 +130,40 @@ def soak(kills: int, steps: int, seed: int, out: Path) -> bool:
         assert process.is_alive(), "the training ended before its kills: give more --steps"
         assert process.pid is not None
         os.kill(process.pid, number)
-        process.join()
+        codes = finished(members)
         counts[number.name] += 1
         counts["at the start"] += not trained
         counts["while writing"] += bool(list(folder.glob("*.tmp")))
         counts["unreadable"] += unreadable(folder)
         # A SIGTERM before the training has begun ends the process at once, as any.
-        stopped = 0 if trained else process.exitcode
-        counts["wrong exit"] += process.exitcode != (
-            -signal.SIGKILL if number == signal.SIGKILL else stopped
-        )
-    train_toy(str(out / "killed"), *settings(steps))
+        if number == signal.SIGKILL:
+            counts["wrong exit"] += process.exitcode != -signal.SIGKILL
+        elif trained:
+            counts["wrong exit"] += any(codes)
+    counts["wrong exit"] += any(finished(started(ranks, out / "killed", settings(steps))))
     a, b = (checkpoint.newest(checkpoints(out / name), print) for name in ("whole", "killed"))
     assert a is not None
     assert b is not None
     equal = same(checkpoint.load_state(a), checkpoint.load_state(b))
-    print(f"{kills} kills: " + ", ".join(f"{v} {k}" for k, v in counts.items()))
+    print(
+        f"{kills} kills of 1 of {ranks} processes: "
+        + ", ".join(f"{v} {k}" for k, v in counts.items())
+    )
     print(
         f"{steps} steps, a checkpoint every 2; {once:.0f} s uninterrupted, "
         f"{time.monotonic() - begin - once:.0f} s with the kills"
     )
     print(f"final state bit-equal to the uninterrupted run: {equal}")
     return equal and not counts["unreadable"] and not counts["wrong exit"]
+
+
+def repeat(rounds: int, steps: int, ranks: int, out: Path) -> bool:
+    codes: Counter[int | None] = Counter()
+    for i in range(rounds):
+        codes.update(finished(started(ranks, out / str(i), settings(steps))))
+    told = ", ".join(f"{count} with exit code {code}" for code, count in codes.items())
+    print(f"{rounds} trainings of {steps} steps by {ranks} processes each: {told}")
+    return set(codes) == {0}
 
 
 def resident_mib() -> float:
@@ -148,14 +196,18 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=0)
     parser.add_argument("--memory", action="store_true")
     args = parser.parse_args()
     CONTEXT.set_forkserver_preload(["gendiff.train", "gendiff.testing"])
     with tempfile.TemporaryDirectory() as folder:
         if args.memory:
             fine = memory(5000, Path(folder))
+        elif args.rounds:
+            fine = repeat(args.rounds, args.steps, args.ranks, Path(folder))
         else:
-            fine = soak(args.kills, args.steps, args.seed, Path(folder))
+            fine = soak(args.kills, args.steps, args.seed, args.ranks, Path(folder))
     raise SystemExit(0 if fine else 1)
 
 

@@ -78,7 +78,7 @@ class Answer:
     """
 
     page: str
-    calls: int
+    calls: float | None
     seconds: float
     command: str
 
@@ -101,7 +101,7 @@ def sample(
     run.modality.check_output(run.section, run.facts)
     settings = model.settings(sampler=form.sampler, steps=form.steps, guidance=form.guidance)
     wish = Wish(form.cond)
-    together = generate.BLOCK if model.device.type == "cpu" else settings.batch_size
+    together = model.block if model.device.type == "cpu" else settings.batch_size
     steps = -(-form.count // together) * (len(model.times(settings, wish)) - 1)
     done = 0
 
@@ -112,11 +112,14 @@ def sample(
 
     ids = list(range(form.count))
     begun = time.perf_counter()
-    batch = join([b.to("cpu") for b in model.batches(ids, settings, form.seed, wish, poll)])
+    counts: list[int] = []
+    parts = model.batches(ids, settings, form.seed, wish, poll, counts)
+    batch = join([b.to("cpu") for b in parts])
     seconds = time.perf_counter() - begun
     exhibits = run.modality.exhibits(run.section, run.facts, batch, ids)
     page = panels.gallery(exhibits, plotly)
-    return Answer(page, model.calls(settings, wish), seconds, command(run.folder, form))
+    calls = generate.mean_calls(model.calls(settings, wish), counts)
+    return Answer(page, calls, seconds, command(run.folder, form))
 
 
 def command(folder: Path, form: Form) -> str:
@@ -206,8 +209,8 @@ def blocks(model: Model, pages: Pages, plotly: str) -> Any:
         except GendiffError as error:
             lines = [f"error: {line}" for line in str(error).splitlines()]
             return "".join(f'<p class="wrong">{html.escape(line)}</p>' for line in lines), ""
-        calls = f"{made.calls} network call{'s' * (made.calls != 1)} each"
-        line = f"{form.count} samples, {calls}, {made.seconds:.1f} s"
+        calls = generate.said_calls(made.calls)
+        line = f"{form.count} samples, {calls} each, {made.seconds:.1f} s"
         frame = f'<iframe src="{pages.add(made.page)}" title="samples"></iframe>'
         return f"<p>{line}</p><p><code>{html.escape(made.command)}</code></p>", frame
 

@@ -80,7 +80,7 @@ def read(path: Path, keep: str | None, space: Space, cond: Cond | None) -> Given
 
 
 def _mask(keep: str, x: Tensor) -> Tensor:
-    parts = [re.fullmatch(r"\s*(-?\d*):(-?\d*)\s*", part) for part in keep.split(",")]
+    parts = [re.fullmatch(r"\s*(-?\d{1,9})?:(-?\d{1,9})?\s*", part) for part in keep.split(",")]
     if len(parts) > x.ndim or not all(parts):
         raise ConfigError(
             f"keep: '{keep}' is no part of an array of shape {tuple(x.shape)}. Give a slice of "

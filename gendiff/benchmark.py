@@ -1,4 +1,4 @@
-"""A suite: modalities, samplers, network calls and guidance, judged alike in one table and plot.
+"""A suite: modalities, samplers, network calls and guidance, judged alike.
 
 A suite is a YAML file (:class:`Suite`). Every cell of it says how good so many samples are, by
 the modality's headline figures and their ratio to the floor that real data set, and what a sample
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,10 +20,10 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field, ValidationError, model_validator
 
-from gendiff import checkpoint, config, console, generate, metrics, plugins, runs
+from gendiff import checkpoint, config, console, generate, metrics, plugins, runs, standings
 from gendiff import train as training
 from gendiff.config import RunConfig, SampleConfig
-from gendiff.errors import CheckpointError, ConfigError, GendiffError, RunError, SamplingError
+from gendiff.errors import CheckpointError, ConfigError, RunError, SamplingError
 from gendiff.evaluate import Judge
 from gendiff.generate import Model
 from gendiff.modality import Measure, Modality, Section
@@ -90,7 +90,7 @@ def read(path: Path) -> Suite:
         valid = list(_keys(data))
         sources = {str(key): str(path) for key in data}
         lines = [config.problem_line(problem, valid, sources) for problem in error.errors()]
-        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+        raise ConfigError(*dict.fromkeys(lines)) from None
 
 
 def _keys(data: Mapping[str, Any]) -> Iterator[str]:
@@ -116,13 +116,13 @@ class Cell:
 
     Args:
         settings: The settings, with the steps that take no more calls than asked for.
-        calls: The network calls that a sample takes.
+        calls: The network calls that a sample takes; None: to be counted.
         samples: How many are judged.
         key: What the results are found by: all that they depend on.
     """
 
     settings: SampleConfig
-    calls: int
+    calls: int | None
     samples: int
     key: dict[str, Any]
 
@@ -144,6 +144,12 @@ class Plan:
     cells: tuple[Cell, ...]
 
 
+def budgets(suite: Suite) -> list[int]:
+    """All network calls that the suite allows a sample, ascending."""
+    own = (entry.calls or suite.calls for entry in suite.entries)
+    return sorted({calls for all_calls in own for calls in all_calls})
+
+
 def plans(suite: Suite, path: Path, device: str | None = None) -> list[Plan]:
     """All that the suite asks for, checked before anything is made.
 
@@ -157,7 +163,7 @@ def plans(suite: Suite, path: Path, device: str | None = None) -> list[Plan]:
             found.append(_plan(suite, entry, path, device))
         except (ConfigError, SamplingError, RunError, CheckpointError) as error:
             lines = str(error).splitlines()
-            raise ConfigError("\n".join(f"{line} ({where})" for line in lines)) from None
+            raise ConfigError(*(f"{line} ({where})" for line in lines)) from None
     return found
 
 
@@ -222,6 +228,8 @@ def _source(
 def _within(resolved: RunConfig, settings: SampleConfig, most: int) -> SampleConfig:
     """The settings with as many steps as so many network calls allow.
 
+    Where these are known afterwards only the settings stay as they are, one cell for any ``most``.
+
     Raises:
         ConfigError: Even the fewest take more.
     """
@@ -229,14 +237,17 @@ def _within(resolved: RunConfig, settings: SampleConfig, most: int) -> SampleCon
     for steps in range(most, 0, -1):
         fitted = settings.model_copy(update={"steps": steps})
         try:
-            if _calls(resolved, fitted) <= most:
+            calls = _calls(resolved, fitted)
+            if calls is None:
+                return settings
+            if calls <= most:
                 return fitted
         except SamplingError as error:
             reason = str(error)
     raise ConfigError(f"calls: {most} are not possible with this sampler: {reason}")
 
 
-def _calls(resolved: RunConfig, settings: SampleConfig) -> int:
+def _calls(resolved: RunConfig, settings: SampleConfig) -> int | None:
     schedule = resolved.diffusion.schedule
     times = settings.grid.times(schedule, settings.steps, 1.0)
     return generate.network_calls(settings, schedule, times)
@@ -277,7 +288,7 @@ def benchmark(path: Path, out: Path, device: str | None = None) -> list[dict[str
             known[_name(cell.key)] = found
             _make_folder(out)
             runs.write_atomically(kept, json.dumps({"cells": list(known.values())}, indent=1))
-            console.say(" | ".join(_row(found)))
+            console.say(" | ".join(standings.row(found)))
     cells = [known.get(_name(cell.key)) for plan in todo for cell in plan.cells]
     return [cell for cell in cells if cell is not None]
 
@@ -322,9 +333,10 @@ def _measured(model: Model, cell: Cell, judge: Judge) -> dict[str, Any]:
     """One cell of the results."""
     seed = cell.key["seed"]
     next(model.batches([0], cell.settings, seed))  # what is slow once is not timed
+    counts: list[int] = []
     with peak_memory(model.device) as memory:
         begin = time.perf_counter()
-        samples = _samples(model, cell, seed)
+        samples = _samples(model, cell, seed, counts)
         seconds = time.perf_counter() - begin
     wanted = model.run.modality.headline
     found = judge.measures(samples, set(wanted))
@@ -332,7 +344,7 @@ def _measured(model: Model, cell: Cell, judge: Judge) -> dict[str, Any]:
     figures = {m.name: asdict(m) | {"ratio": ratio(m)} for m in found if m.name in wanted}
     return {
         "key": cell.key,
-        "network_calls": cell.calls,
+        "network_calls": generate.mean_calls(cell.calls, counts),
         "figures": [figures[name] for name in wanted if name in figures],
         "verdicts": [verdict.name for verdict in verdicts],
         "seconds_per_sample": seconds / cell.samples,
@@ -341,8 +353,8 @@ def _measured(model: Model, cell: Cell, judge: Judge) -> dict[str, Any]:
     }
 
 
-def _samples(model: Model, cell: Cell, seed: int) -> Batch:
-    parts = model.batches(list(range(cell.samples)), cell.settings, seed)
+def _samples(model: Model, cell: Cell, seed: int, counts: list[int]) -> Batch:
+    parts = model.batches(list(range(cell.samples)), cell.settings, seed, counts=counts)
     return join([part.to("cpu") for part in parts])  # to the CPU, so that all is done
 
 
@@ -377,128 +389,3 @@ def peak_memory(device: torch.device) -> Iterator[list[float]]:
     if known:
         lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
         found.append(int(lines["VmHWM"].split()[0]) / 1024)
-
-
-# --- showing it ----------------------------------------------------------------------------------
-
-HEADER = [
-    "modality", "sampler", "guidance", "calls", "figure", "samples", "real data", "ratio",
-    "ms/sample", "MiB", "verdict",
-]  # fmt: skip
-
-
-def table(cells: Sequence[Mapping[str, Any]]) -> str:
-    """The cells as a table in Markdown, a row for each figure, and what the figures are."""
-    lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
-    notes: dict[str, str] = {}
-    for cell in cells:
-        for figure in cell["figures"]:
-            lines.append("| " + " | ".join(_row(cell, figure)) + " |")
-            key = cell["key"]
-            name = f"{key['modality']} {figure['name']}"
-            notes.setdefault(name, f"{figure['note']}; seed {key['seed']}, step {key['step']}")
-    lines += ["", *(f"- {name}: {note}" for name, note in notes.items())]
-    return "\n".join(lines) + "\n"
-
-
-def _row(cell: Mapping[str, Any], figure: Mapping[str, Any] | None = None) -> list[str]:
-    figure = figure or (cell["figures"][0] if cell["figures"] else None)
-    key, memory = cell["key"], cell["peak_memory_mib"]
-    shown = ["", "", "", ""]
-    if figure is not None:
-        error = "" if figure["error"] is None else f" ± {figure['error']:.2g}"
-        floor = "" if figure["floor"] is None else f"{figure['floor']:.3g}"
-        times = "" if figure["ratio"] is None else f"{figure['ratio']:.2f}"
-        shown = [figure["name"], f"{figure['value']:.3g}{error}", floor, times]
-    return [
-        key["modality"],
-        way(key["sampling"]),
-        _short(key["sampling"]["guidance"]),
-        str(cell["network_calls"]),
-        *shown,
-        f"{1000 * cell['seconds_per_sample']:.1f}",
-        "" if memory is None else f"{memory:.0f}",
-        ", ".join(cell["verdicts"]),
-    ]
-
-
-def way(sampling: Mapping[str, Any]) -> str:
-    """Sampler and grid in short; what is as by default is left out."""
-    names = []
-    for kind in ("sampler", "grid"):
-        part = sampling[kind]
-        plain = (
-            config.describe(kind, config.build(kind, part["name"])) if _bare(kind, part) else {}
-        )
-        changed = [
-            f"{k}={_short(v)}" for k, v in part.items() if plain.get(k) != v and k != "name"
-        ]
-        names.append(part["name"] + (f"({', '.join(changed)})" if changed else ""))
-    return " on ".join(names)
-
-
-def _bare(kind: str, part: Mapping[str, Any]) -> bool:
-    """Whether a part can be made from its name alone."""
-    try:
-        config.build(kind, part["name"])
-    except ValueError:
-        return False
-    return True
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return " ".join(f"{k}={_short(v)}" for k, v in value.items())
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def plot(cells: Sequence[Mapping[str, Any]], path: Path) -> Path:
-    """Ratio to the floor against network calls: a panel for each modality, a curve for each way.
-
-    Filled points are on the Pareto front: no other of the modality is better at as few calls.
-
-    Raises:
-        GendiffError: Matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise GendiffError("the plot needs matplotlib. pip install 'gendiff[plot]'") from None
-    groups: dict[str, dict[str, list[tuple[int, float, float]]]] = {}
-    titles: dict[str, str] = {}
-    for cell in cells:
-        first = next((figure for figure in cell["figures"] if figure["ratio"]), None)
-        if first is None:
-            continue
-        key, relative = cell["key"], (first["error"] or 0) / first["value"]
-        guidance = _short(key["sampling"]["guidance"])
-        name = way(key["sampling"]) + ("" if guidance == "1" else f", guidance {guidance}")
-        ratio_, error = first["ratio"], first["ratio"] * relative
-        curves = groups.setdefault(key["modality"], {})
-        curves.setdefault(name, []).append((cell["network_calls"], ratio_, error))
-        titles[key["modality"]] = first["name"].replace("_", " ")
-    figure = Figure(figsize=(4.6 * max(1, len(groups)), 4.4), layout="constrained")
-    panels = figure.subplots(1, max(1, len(groups)), sharey=True, squeeze=False)[0]
-    for panel, (modality, curves) in zip(panels, groups.items(), strict=False):
-        every = [point for points in curves.values() for point in points]
-        ticks: list[int] = []
-        for calls in sorted({calls for calls, *_ in every}):
-            if not ticks or calls > 1.15 * ticks[-1]:  # labels must not touch
-                ticks.append(calls)
-        for number, (name, points) in enumerate(curves.items()):
-            at, ratios, errors = zip(*sorted(points), strict=True)
-            color = f"C{number}"
-            low = [min(error, 0.9 * r) for r, error in zip(ratios, errors, strict=True)]
-            panel.errorbar(at, ratios, [low, errors], color=color, capsize=2, label=name, lw=1.2)
-            for c, r in zip(at, ratios, strict=True):
-                best = not any((d <= c and q < r) or (d < c and q <= r) for d, q, _ in every)
-                panel.plot(c, r, "o", ms=7, mec=color, mfc=color if best else "white", zorder=3)
-        panel.axhline(1, color="0.5", ls="--", lw=1)
-        panel.set(xscale="log", yscale="log", title=f"{modality}: {titles[modality]}")
-        panel.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
-        panel.set_xticks([], minor=True)
-        panel.set_xlabel("network calls a sample")
-        panel.legend(fontsize=8, frameon=False)
-    panels[0].set_ylabel("times the real data's figure (dashed: as good)")
-    figure.savefig(path, dpi=120)
-    return path

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -195,8 +196,9 @@ def readable(path: Path) -> Iterator[None]:
     except (GendiffError, MemoryError):
         raise
     except Exception as error:  # anything may come out of a damaged file
+        said = reason(error).removesuffix(".")
         raise CheckpointError(
-            f"{path} is damaged, or not what its name says: {reason(error)}. Remove it"
+            f"{path} is damaged, or not what its name says: {said}. Remove it"
         ) from error
 
 
@@ -206,7 +208,8 @@ def load_state(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: It is something else.
     """
-    with readable(path / STATE):
+    with readable(path / STATE), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch's, of a pickle that is not its own
         return dict(torch.load(path / STATE, map_location="cpu", weights_only=True))
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import shlex
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -18,6 +20,31 @@ from gendiff.errors import ConfigError, GendiffError, explained, printable
 
 MOST = 100_000_000  # samples of a command: their ids are held in memory
 SEED = click.IntRange(-(2**63), 2**63 - 1)
+
+
+class Misuse(click.ClickException):
+    """What click says of a command line, in one line that ends with the fix."""
+
+    exit_code = 2
+
+    def __init__(self, error: click.UsageError) -> None:
+        said = error.format_message().strip().removesuffix(".")
+        if error.ctx is not None and not said.endswith(("?", "?)")):  # a suggestion is the fix
+            said += f". See '{error.ctx.command_path} --help'"
+        super().__init__(printable(said[:1].lower() + said[1:]))
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"error: {self.message}", file, err=True)
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        raise Misuse(error) from None
 
 
 class Commands(click.Group):
@@ -30,12 +57,14 @@ class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        with _in_one_line():
+            return super().make_context(*args, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
-        except click.ClickException as error:
-            vars(error)["message"] = printable(error.message)  # which click calls final
-            raise
+            with _in_one_line():
+                return super().invoke(ctx)
         except (GendiffError, OSError, MemoryError, RuntimeError) as error:
             said = explained(error)
             if said is None:
@@ -467,20 +496,22 @@ def benchmark(suite: Path, out: Path | None, device: str | None) -> None:
     gendiff benchmark configs/benchmark/default.yaml
     """
     from gendiff import benchmark as comparing
-    from gendiff import console, runs
+    from gendiff import console, runs, standings
 
     out = out or Path("runs") / "benchmark" / suite.stem
     cells = comparing.benchmark(suite, out, device)
     if not cells:
         return
-    text = comparing.table(cells)
-    runs.write_atomically(out / "results.md", text)
-    click.echo(text)
+    click.echo(standings.summary(cells, comparing.budgets(comparing.read(suite))))
+    table = out / "results.md"
+    runs.write_atomically(table, standings.table(cells))
+    click.echo(
+        f"errors, time, memory, verdicts and definitions: {table}, {table.with_suffix('.json')}"
+    )
     try:
-        click.echo(f"plot: {comparing.plot(cells, out / 'pareto.png')}")
+        click.echo(f"plot: {standings.plot(cells, out / 'pareto.png')}")
     except GendiffError as error:
         console.warn(str(error))
-    click.echo(f"results: {out / 'results.json'}")
 
 
 @main.command("fit-grid")

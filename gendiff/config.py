@@ -330,7 +330,7 @@ def validate(
     except ValidationError as error:
         valid = list(_keys(model))
         lines = [problem_line(problem, valid, sources or {}) for problem in error.errors()]
-        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+        raise ConfigError(*dict.fromkeys(lines)) from None
 
 
 def run_config_model(modality: Modality) -> type[RunConfig]:

@@ -151,10 +151,8 @@ def distill(lesson: Lesson, run: Run) -> bool:
     log = run.folder / "log.txt"
     settings = run.config.distill
     assert settings is not None
-    calls = lesson.teacher.calls(settings)
-    console.say(
-        f"{settings.pairs} pairs of {lesson.teacher.name}, {calls} network calls each", log
-    )
+    calls = generate.said_calls(lesson.teacher.calls(settings))
+    console.say(f"{settings.pairs} pairs of {lesson.teacher.name}, {calls} each", log)
     with stop_flag() as stop:
         if not make_pairs(lesson, run, stop):
             console.say("stopped on request. The same command goes on from there", log)

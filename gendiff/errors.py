@@ -10,11 +10,20 @@ from collections.abc import Collection
 
 
 class GendiffError(Exception):
-    """Base of every error that a user can mend."""
+    """Base of every error that a user can mend: a line for each problem, ``str`` has them all.
+
+    What a line quotes may hold line breaks and whatever a terminal obeys; ``str`` escapes it.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__(*problems)
+
+    def __str__(self) -> str:
+        return "\n".join(map(escaped, self.args))
 
 
 class ConfigError(GendiffError):
-    """A configuration key or value is wrong; the message holds a line for each problem."""
+    """A configuration key or value is wrong."""
 
 
 class DataError(GendiffError):
@@ -51,7 +60,9 @@ def reason(error: BaseException) -> str:
         name = f"{error.filename}: " if error.filename else ""
         return name + error.strerror
     # A data loader's worker puts the traceback before what it says.
-    said = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    from_worker = any(str(part).startswith("Caught ") for part in error.args)
+    text = Exception.__str__(error) if from_worker else str(error)
+    said = (text.strip().splitlines() or [type(error).__name__])[-1]
     kind, _, text = said.partition(": ")
     return text if text and kind.endswith("Error") and " " not in kind else said
 
@@ -63,15 +74,18 @@ def explained(error: BaseException) -> str | None:
     if isinstance(error, GendiffError):
         return str(error)
     if isinstance(error, OSError):
-        return None if isinstance(error, BrokenPipeError) else reason(error)
+        return None if isinstance(error, BrokenPipeError) else escaped(reason(error))
+    if any(word in str(error) for word in _PEER_GONE):
+        return "another process of the group has ended. Start all again: they go on together"
     if isinstance(error, MemoryError) or any(word in str(error) for word in _OUT_OF_MEMORY):
         return (
-            f"out of memory ({reason(error)}). Ask for less: a smaller batch_size, network, data "
-            "set or number of samples"
+            f"out of memory ({escaped(reason(error))}). Ask for less: a smaller batch_size, "
+            "network, data set or number of samples"
         )
     return None
 
 
+_PEER_GONE = "Connection closed by peer", "Connection reset by peer"  # gloo's RuntimeError
 # Of torch's allocators, which raise RuntimeError, and of sizes that no integer holds.
 _OUT_OF_MEMORY = (
     "allocate memory", "out of memory", "calculation overflowed", "multiplication overflow",

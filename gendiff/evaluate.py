@@ -16,7 +16,7 @@ import torch
 from gendiff import console, distributed, metrics
 from gendiff.config import SampleConfig
 from gendiff.data import InOrder, loader
-from gendiff.generate import BLOCK, Model, make_objective
+from gendiff.generate import Model, make_objective, mean_calls, said_calls
 from gendiff.likelihood import ode_log_likelihood
 from gendiff.metrics import Floors, Reals
 from gendiff.modality import Features, Measure
@@ -55,15 +55,17 @@ def evaluate(
     """
     run = model.run
     world = distributed.present()
-    ids = [i for i in range(n) if world.owns(i // BLOCK)]
+    ids = [i for i in range(n) if world.owns(i // model.block)]
     batches: list[tuple[int, Batch]] = []  # with the id of its first sample
+    counts: list[int] = []
     done = 0
     with console.progress(len(ids), 0, "samples") as bar:
-        for batch in model.batches(ids, settings, seed):
+        for batch in model.batches(ids, settings, seed, counts=counts):
             batches.append((ids[done], batch.to("cpu")))
             done += batch.space.batch_size
             bar(done)
     shares = distributed.collect(batches)
+    counts = [calls for share in distributed.collect(counts) for calls in share]
     if not world.first:
         return {}
     batches = sorted((b for share in shares for b in share), key=lambda pair: pair[0])
@@ -75,7 +77,7 @@ def evaluate(
         "resamples": metrics.RESAMPLES,
         "sampling": settings.model_dump(mode="json"),
         "guide": None if model.guide is None else model.guide.name,
-        "network_calls": model.calls(settings),
+        "network_calls": mean_calls(model.calls(settings), counts),
         "measures": [asdict(measure) for measure in measures],
         "verdicts": [asdict(verdict) for verdict in metrics.verdicts(measures, n)],
         "heldout_loss_by_log_snr": heldout_loss(model),
@@ -178,7 +180,7 @@ def show(result: dict[str, Any]) -> None:
         console.say(_likelihood_line(result["heldout_likelihood"]))
     console.say(
         f"{result['samples']} samples, seed {result['seed']}, step {result['step']}, "
-        f"{result['network_calls']} network calls each; ±: standard error, by "
+        f"{said_calls(result['network_calls'])} each; ±: standard error, by "
         f"{result['resamples']} resamples of the samples or, for the modality's own, by formula"
     )
 

@@ -31,6 +31,7 @@ from gendiff.multistep import DPMSolverPP2M
 from gendiff.samplers import adds_noise
 from gendiff.schedules import Schedule
 from gendiff.spaces import Batch, join
+from gendiff.tables import Walker
 
 REFERENCE_STEPS = 128
 LEAST_GAP = 0.1  # of log-SNR, between two times
@@ -117,10 +118,11 @@ def fit_model(
         evaluations: How many grids to try.
 
     Raises:
-        SamplingError: The sampler adds noise, so that its samples follow no trajectory.
+        SamplingError: The sampler has no use for a grid, or adds noise, so that its samples
+            follow no trajectory.
     """
     schedule = model.denoiser.schedule
-    _needs_no_noise(settings, schedule)
+    _check_sampler(settings, schedule)
     reference = {"sampler": DPMSolverPP2M(), "grid": FlowTime(), "steps": REFERENCE_STEPS}
     truth = _draw(model, settings.model_copy(update=reference), n, seed)
 
@@ -140,7 +142,11 @@ def _draw(model: Model, settings: SampleConfig, n: int, seed: int) -> Batch:
     return join(list(model.batches(range(n), settings, seed)))
 
 
-def _needs_no_noise(settings: SampleConfig, schedule: Schedule) -> None:
+def _check_sampler(settings: SampleConfig, schedule: Schedule) -> None:
+    if isinstance(settings.sampler, Walker):
+        raise SamplingError(
+            "this sampler chooses its times itself. Fit a grid to another, as --sampler dpm++2m"
+        )
     if adds_noise(settings.sampler, schedule, FlowTime().times(schedule, settings.steps)):
         raise SamplingError(
             "a grid is fitted to a sampler that adds no noise. Try --sampler dpm++2m or heun"

@@ -2,18 +2,22 @@
 
 Sample i depends on the model, the seed and i. Its noise is its own stream; and because a CPU's
 matrix kernels round differently at different batch sizes, on the CPU the network always sees
-whole blocks of ``BLOCK`` consecutive ids, whatever batch size is asked for. So sample i is the
-same to the bit in any company, at one number of threads (the key ``threads``).
+whole blocks of consecutive ids (:meth:`gendiff.Modality.together`), whatever batch size is asked
+for. So sample i is the same to the bit in any company, at one number of threads (the key
+``threads``).
 On an accelerator batches are of the size asked for, and samples agree up to its rounding.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +34,12 @@ from gendiff.modality import Given, Property, Request
 from gendiff.noise import Streams
 from gendiff.objective import Objective
 from gendiff.runs import Run
-from gendiff.samplers import State, adds_noise, make_table, sample, start, states
+from gendiff.samplers import adds_noise, make_table, sample, start, states
 from gendiff.schedules import Schedule
 from gendiff.spaces import Batch, Cond, Space, join
 from gendiff.steering import Matched
+from gendiff.tables import State
 from gendiff.world import from_environment
-
-BLOCK = 16  # rows from which oneDNN's and MKL's kernels treat every row of a batch alike
 
 
 @dataclass(frozen=True)
@@ -153,13 +156,10 @@ class Model:
         first = 1.0 if wish.noise is None else time_of_noise(schedule, wish.noise)
         return settings.grid.times(schedule, settings.steps, first)
 
-    def calls(self, settings: DrawConfig, wish: Wish = Wish()) -> int:
-        """Network calls for each sample."""
-        schedule, times = self.denoiser.schedule, self.times(settings, wish)
-        own = 0
-        if wish.origin:
-            own = sum(len(step.stages) for step in make_table(settings.sampler, schedule, times))
-        return own + network_calls(settings, schedule, times)
+    def calls(self, settings: DrawConfig, wish: Wish = Wish()) -> int | None:
+        """Network calls for each sample; None where :meth:`batches` must count them."""
+        times = self.times(settings, wish)
+        return network_calls(settings, self.denoiser.schedule, times, bool(wish.origin))
 
     def trajectories(
         self, ids: Sequence[int], settings: SampleConfig, seed: int, wish: Wish
@@ -261,12 +261,30 @@ class Model:
     ) -> list[Batch]:
         """The estimates of one finished sample on its way, a batch of one for each step."""
         self.network.eval()
-        ((block, _),) = _blocks([sample], 1, self.device.type == "cpu")
+        ((block, _),) = self._blocks([sample], 1)
         row = block.index(sample)
         return [
             Batch(state.x_hat, batch.space, batch.cond).select([row]).to("cpu")
             for batch, state in self.trajectories(block, settings, seed, wish)
         ]
+
+    @cached_property
+    def block(self) -> int:
+        """How many consecutive ids go through the network together on a CPU."""
+        return self.run.modality.together(self.run.section, self.run.facts)
+
+    def _blocks(
+        self, ids: Sequence[int], batch_size: int
+    ) -> Iterator[tuple[list[int], list[int]]]:
+        """Ids that go through the network together, and those of them that are wanted."""
+        if self.device.type != "cpu":
+            for i in range(0, len(ids), batch_size):
+                chunk = list(ids[i : i + batch_size])
+                yield chunk, chunk
+            return
+        for number, group in itertools.groupby(ids, lambda i: i // self.block):
+            first = number * self.block
+            yield list(range(first, first + self.block)), list(group)
 
     def batches(
         self,
@@ -275,15 +293,28 @@ class Model:
         seed: int = 0,
         wish: Wish = Wish(),
         poll: Callable[[], None] = lambda: None,
+        counts: list[int] | None = None,
     ) -> Iterator[Batch]:
-        """The samples of these ids, batch by batch, in order; ``poll`` is called at every step."""
+        """The samples of these ids, batch by batch, in order; ``poll`` is called at every step.
+
+        ``counts`` gets the network calls of each sample where :meth:`calls` cannot tell them.
+        """
         self.network.eval()
-        for block, wanted in _blocks(ids, settings.batch_size, self.device.type == "cpu"):
-            batch = None
-            for batch, _ in self.trajectories(block, settings, seed, wish):
+        schedule, extra = self.denoiser.schedule, bool(wish.origin)
+        for block, wanted in self._blocks(ids, settings.batch_size):
+            batch, asked = None, list[Tensor]()
+            for batch, state in self.trajectories(block, settings, seed, wish):
+                asked += state.asked
                 poll()
             assert batch is not None
             rows = [block.index(i) for i in wanted]
+            if asked and counts is not None:
+                cost = torch.zeros(len(block), dtype=torch.int64)
+                for t in asked:
+                    live = ~t.isnan()
+                    own = extra + settings.guidance.calls(schedule, t.where(live, t[live][0]))
+                    cost += live * own
+                counts += cost[rows].tolist()
             yield batch if rows == list(range(len(block))) else batch.select(rows)
 
     def sample(
@@ -337,23 +368,6 @@ class Model:
         return join(list(self.batches(chosen, settings, seed, wish)))
 
 
-def _blocks(
-    ids: Sequence[int], batch_size: int, fixed: bool
-) -> Iterator[tuple[list[int], list[int]]]:
-    """Ids that go through the network together, and those of them that are wanted."""
-    if not fixed:
-        for i in range(0, len(ids), batch_size):
-            chunk = list(ids[i : i + batch_size])
-            yield chunk, chunk
-        return
-    start = 0
-    for i in range(1, len(ids) + 1):
-        if i == len(ids) or ids[i] // BLOCK != ids[start] // BLOCK:
-            first = ids[start] // BLOCK * BLOCK
-            yield list(range(first, first + BLOCK)), list(ids[start:i])
-            start = i
-
-
 def check_guidance(run: RunConfig, guidance: Guidance, key: str) -> None:
     """Checks that a run's network can guide itself by hiding its condition.
 
@@ -368,11 +382,31 @@ def check_guidance(run: RunConfig, guidance: Guidance, key: str) -> None:
         )
 
 
-def network_calls(settings: DrawConfig, schedule: Schedule, times: list[float]) -> int:
-    """Network calls for each sample, those of guidance among them."""
+def network_calls(
+    settings: DrawConfig, schedule: Schedule, times: list[float], translated: bool = False
+) -> int | None:
+    """Network calls for each sample, those of guidance and of a translation among them.
+
+    None where the sampler chooses its steps on the way.
+    """
     table = make_table(settings.sampler, schedule, times)
+    if table is None:
+        return None
     stages = [stage for step in table for stage in step.stages]
-    return sum(settings.guidance.calls(schedule, stage.t) for stage in stages)
+    return sum(translated + settings.guidance.calls(schedule, stage.t) for stage in stages)
+
+
+def mean_calls(known: int | None, counts: Sequence[int]) -> float | None:
+    """Network calls a sample: what is known beforehand, else the mean count; None without any."""
+    return known if known is not None or not counts else round(statistics.mean(counts), 1)
+
+
+def said_calls(calls: float | None) -> str:
+    """``20 network calls``, ``on average 41.3 network calls``: for a sentence."""
+    if calls is None:
+        return "as many network calls as the tolerance takes"
+    average = "" if calls == int(calls) else "on average "
+    return f"{average}{calls:g} network call{'s' * (calls != 1)}"
 
 
 def make_denoiser(run: Run, network: nn.Module) -> Denoiser:

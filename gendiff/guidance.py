@@ -96,9 +96,9 @@ class Guidance:
             return (least <= log_snr) & (log_snr < most)
         return least <= schedule.level(t).log_snr < most
 
-    def calls(self, schedule: Schedule, t: float) -> int:
-        """Network calls of one call at this time."""
-        return 2 if self.inside(schedule, t) else 1
+    def calls(self, schedule: Schedule, t: Any) -> Any:
+        """Network calls of one call at a time (an int), or at a time for each sample, (B,)."""
+        return 1 + self.inside(schedule, t)
 
     def combine(self, better: Tensor, worse: Tensor, space: Space) -> Tensor:
         """The guided estimate."""

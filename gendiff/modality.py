@@ -41,7 +41,9 @@ class DataReport:
     Args:
         summary: One line for the person who waits.
         facts: What the other methods need to know of the data (number of classes, size, …).
-            Plain JSON values: they are kept in the run, so that sampling needs no data.
+            Plain JSON values: they are kept in the run, so that sampling needs no data. A run is
+            not resumed where they differ, or, if there is one, where ``content`` does: a digest
+            of all that training reads, see :func:`gendiff.data.content_of`.
         warnings: One line each.
     """
 
@@ -486,6 +488,14 @@ class Modality(ABC):
         Those from which the network behind :meth:`features` learnt should be left out.
         """
         return range(len(self.dataset(config, facts, "test")))  # type: ignore[arg-type]
+
+    def together(self, config: Any, facts: Mapping[str, Any]) -> int:
+        """How many samples a CPU draws together; one alone costs as much as all of them.
+
+        Many small ones cost little more than one, and large ones their sum. The last bits of a
+        sample depend on it.
+        """
+        return 16
 
     def sample_count(self, facts: Mapping[str, Any]) -> int:
         """How many samples ``gendiff evaluate`` makes when it is not told."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gendiff import console
 from gendiff.config import SampleConfig
-from gendiff.generate import Model, Wish
+from gendiff.generate import Model, Wish, mean_calls, said_calls
 from gendiff.runs import Run
 from gendiff.shards import Files
 from gendiff.spaces import Batch, join
@@ -51,13 +51,14 @@ def produce(order: Order, count: int, world: World) -> None:
     model, run, settings = order.model, order.run, order.settings
     wish, seed = order.wish, order.seed
     identity = model.identity(settings, seed, wish, order.ema_width)
-    files = Files(order.out, world, identity)
+    files = Files(order.out, world, identity, model.block)
     missing = files.missing(count)
     shown = list(range(min(count, PREVIEW)))
     batches: list[Batch] = []
+    counts: list[int] = []
     done = 0
     with console.progress(len(missing), 0, "samples") as bar:
-        for batch in model.batches(missing, settings, seed, wish):
+        for batch in model.batches(missing, settings, seed, wish, counts=counts):
             batch = batch.to("cpu")
             ids = missing[done : done + batch.space.batch_size]
             files.add(ids, partial(run.modality.write, run.section, run.facts, batch, ids=ids))
@@ -77,9 +78,9 @@ def produce(order: Order, count: int, world: World) -> None:
             preview = preview.select(shown)
         run.modality.preview(run.section, run.facts, preview, picture)
     files.close()
-    calls = model.calls(settings, wish)
+    calls = mean_calls(model.calls(settings, wish), counts)
     whose = f"{done} samples of share 0/{world.size}" if world.size > 1 else f"{count} samples"
-    console.say(f"{whose} in {order.out} ({calls} network call{'s' * (calls != 1)} each)")
+    console.say(f"{whose} in {order.out} ({said_calls(calls)} each)")
     console.say(f"preview: {picture}")
 
 

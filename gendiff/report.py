@@ -55,7 +55,7 @@ class Drawn:
 
     step: int
     parameters: int
-    calls: int
+    calls: float | None
     exhibits: Sequence[Exhibit]
     film: Film
 
@@ -151,9 +151,9 @@ def _drawn(folder: Path, n: int, seed: int, device: str | None) -> Drawn:
     """Draws n samples, and the first of them again, step by step."""
     model = generate.load(folder, device)
     run, settings, ids = model.run, model.run.config.sample, list(range(n))
-    batches = []
+    batches, counts = [], list[int]()
     with console.progress(n, 0, "samples") as bar:
-        for batch in model.batches(ids, settings, seed):
+        for batch in model.batches(ids, settings, seed, counts=counts):
             batches.append(batch.to("cpu"))
             bar(sum(b.space.batch_size for b in batches))
     frames = model.film(0, settings, seed)
@@ -163,7 +163,7 @@ def _drawn(folder: Path, n: int, seed: int, device: str | None) -> Drawn:
     return Drawn(
         model.step,
         sum(p.numel() for p in model.network.parameters()),
-        model.calls(settings),
+        generate.mean_calls(model.calls(settings), counts),
         run.modality.exhibits(run.section, run.facts, join(batches), ids),
         Film(stages, [i + 1 for i in some], len(frames)),
     )
@@ -268,7 +268,7 @@ def _tiles(one: Told) -> list[tuple[str, str]]:
         tiles += [
             ("parameters", f"{one.drawn.parameters:,}"),
             ("training steps", f"{one.drawn.step:,}"),
-            ("network calls a sample", str(one.drawn.calls)),
+            ("network calls a sample", f"{one.drawn.calls:g}"),
         ]
     if one.metrics:
         last = one.metrics[-1]

@@ -125,7 +125,7 @@ def start(
 
     Raises:
         RunError: The folder cannot be written, is in use by another process, or holds a run of
-            another configuration.
+            another configuration or of other data.
     """
     folder = folder_of(modality, config)
     run = Run(folder, modality, config, json.loads(json.dumps(dict(facts))))
@@ -137,6 +137,7 @@ def _make(run: Run, accept_changes: bool) -> None:
     folder = run.folder
     if not accept_changes:
         check_unchanged(run.modality, run.config)
+        _check_same_data(run)
     try:
         run.samples.mkdir(parents=True, exist_ok=True)
         with locked(folder):
@@ -146,6 +147,21 @@ def _make(run: Run, accept_changes: bool) -> None:
         raise RunError(
             f"run folder {folder} cannot be written: {reason(error)}. Choose another with out=…"
         ) from None
+
+
+def _check_same_data(run: Run) -> None:
+    """Refuses to go on with other data than those that a run began with."""
+    try:
+        _, before = _record(run.folder)
+    except _UNREADABLE:  # a new run, or a damaged record, which is written anew
+        return
+    both = before.keys() & run.facts.keys()
+    told = {"content"} if "content" in both else both
+    if changed := [key for key in sorted(told) if before[key] != run.facts[key]]:
+        raise RunError(
+            f"{run.folder} was made with other data (run.json has another {', '.join(changed)}). "
+            "Restore them, give the new run a name (name=…), or go on with --accept-changes"
+        )
 
 
 ORPHANS_END_SECONDS = 60.0  # a killed process's data workers hold its lock until they notice

@@ -18,17 +18,19 @@ name            method                                                source
 ``vab``         Adams-Bashforth on the velocity, in the flow's time   azula
 ``pndm``        the same with weights of equal steps (PLMS)           Liu et al., 2022
 ``dpm++2m_sde`` the reverse SDE, multistep of order 2                 Lu et al., 2022, sec. 4
+``adaptive``    each sample's own steps, by their error (no table)    Ralston, 1962
 =============  ====================================================  ==========================
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from gendiff.adaptive import Adaptive
 from gendiff.denoiser import DenoiserFn
 from gendiff.errors import SamplingError
 from gendiff.grids import check_times
@@ -55,7 +57,7 @@ from gendiff.singlestep import (
     interpolate_variance,
 )
 from gendiff.spaces import Space
-from gendiff.tables import Sampler, Stage, Step
+from gendiff.tables import Sampler, Stage, State, Step, Walker
 
 SAMPLERS: dict[str, type[Sampler]] = {
     "ddpm": DDPM,
@@ -73,35 +75,31 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "vab": VAB,
     "pndm": PNDM,
     "dpm++2m_sde": SDEDPMSolverPP2M,
+    "adaptive": Adaptive,
 }
 
 
-class State(NamedTuple):
-    """A state on the way: after step ``number``, at time ``t``, with the newest estimate."""
-
-    number: int
-    t: float
-    x: Tensor
-    x_hat: Tensor
-
-
-def network_calls(sampler: Sampler, schedule: Schedule, times: list[float]) -> int:
-    """How often the denoiser is called."""
-    return sum(len(step.stages) for step in make_table(sampler, schedule, times))
+def network_calls(sampler: Sampler, schedule: Schedule, times: list[float]) -> int | None:
+    """How often the denoiser is called; None where that is known afterwards only."""
+    table = make_table(sampler, schedule, times)
+    return None if table is None else sum(len(step.stages) for step in table)
 
 
 def adds_noise(sampler: Sampler, schedule: Schedule, times: list[float]) -> bool:
     """Whether a sample depends on more noise than that of its start."""
     return any(
         step.renoise is not None or any(stage.c or stage.variance for stage in step.stages)
-        for step in make_table(sampler, schedule, times)
+        for step in make_table(sampler, schedule, times) or ()
     )
 
 
-def make_table(sampler: Sampler, schedule: Schedule, times: list[float]) -> list[Any]:
-    """The sampler's table; under :class:`Parts`, every number becomes a tuple, one a part."""
+def make_table(sampler: Sampler, schedule: Schedule, times: list[float]) -> list[Any] | None:
+    """The sampler's table; under :class:`Parts`, every number becomes a tuple, one a part.
+
+    None of a :class:`~gendiff.tables.Walker`.
+    """
     check_times(times)
-    if not isinstance(schedule, Parts):
+    if isinstance(sampler, Walker) or not isinstance(schedule, Parts):
         return sampler.table(schedule, times)
     return _zip([sampler.table(part, times) for part in schedule.schedules])
 
@@ -174,7 +172,7 @@ def states(
     noise: NoiseSource,
     x: Tensor | None = None,
 ) -> Iterator[State]:
-    """Walks the times and yields each state.
+    """Walks the times and yields each state, as the sampler's table or the sampler itself says.
 
     Args:
         denoiser: ``(x_t, t) -> x_hat``.
@@ -191,6 +189,10 @@ def states(
     table = make_table(sampler, schedule, times)
     if x is None:
         x = start(space, schedule, times[0], noise)
+    if isinstance(sampler, Walker):
+        yield from sampler.walk(denoiser, space, schedule, times, x)
+        return
+    assert table is not None  # which a Walker alone has not
     history: list[Tensor] = []
     keep = max(len(b) for step in table for stage in step.stages for b in _reach(stage))
     anchor = x

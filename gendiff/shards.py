@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gendiff.errors import ConfigError, RunError, reason
-from gendiff.generate import BLOCK
 from gendiff.world import World
 
 LEDGERS = ".ledgers"
@@ -31,11 +30,13 @@ class Files:
         folder: Where they go.
         world: Which process of how many.
         made_from: All that the samples depend on but their ids, as text.
+        block: How many consecutive ids a process makes together.
     """
 
     folder: Path
     world: World
     made_from: str
+    block: int = 1
 
     @property
     def _key(self) -> str:
@@ -63,7 +64,7 @@ class Files:
             present = {entry.name for entry in os.scandir(self.folder)}
             for path in self._ledger.parent.glob(f"{self._key}-*.jsonl"):
                 done |= _done(path, present)
-        return [i for i in range(count) if self.world.owns(i // BLOCK) and i not in done]
+        return [i for i in range(count) if self.world.owns(i // self.block) and i not in done]
 
     def _foreign(self) -> list[Path]:
         """Ledgers of samples that were made otherwise."""

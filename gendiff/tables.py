@@ -11,7 +11,8 @@ A step of a sampler therefore is a linear combination
 and of unit noise z, and a sampler on a grid is a table of such numbers. The table is made in
 float64 before the first network call (:meth:`Sampler.table`); one driver
 (:func:`gendiff.samplers.states`) walks it and keeps the history, so a sampler is a frozen value
-without state that can go stale.
+without state that can go stale. A sampler that chooses its steps by what the network says has no
+table and walks by itself: a :class:`Walker`.
 
 Both ends may be infinite in lambda. At s = 0 every method on the estimates of the data gives x_hat
 itself; a step from a state without signal is of order 1, and such a state leaves the history.
@@ -22,9 +23,28 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import NamedTuple
 
+from torch import Tensor
+
+from gendiff.denoiser import DenoiserFn
 from gendiff.schedules import Level, Schedule
+from gendiff.spaces import Space
+
+
+class State(NamedTuple):
+    """A state on the way: after step ``number``, at time ``t``, with the newest estimate.
+
+    A :class:`Walker` says when it ``asked`` the denoiser since the state before: for each call the
+    samples' times, (B,), NaN for a sample that did not need it.
+    """
+
+    number: int
+    t: float
+    x: Tensor
+    x_hat: Tensor
+    asked: tuple[Tensor, ...] = ()
 
 
 class Stage(NamedTuple):
@@ -69,8 +89,25 @@ class Sampler(ABC):
         """Of convergence, of the deterministic method."""
 
     @abstractmethod
-    def table(self, schedule: Schedule, times: list[float]) -> list[Step]:
-        """The steps over ``times``, which fall strictly."""
+    def table(self, schedule: Schedule, times: list[float]) -> list[Step] | None:
+        """The steps over ``times``, which fall strictly; None of a :class:`Walker`."""
+
+
+class Walker(Sampler):
+    """A sampler that chooses its steps on the way, so that its calls are known afterwards only.
+
+    It adds no noise of its own.
+    """
+
+    @abstractmethod
+    def table(self, schedule: Schedule, times: list[float]) -> None:
+        """Nothing, but an error where the schedule or the times will not do."""
+
+    @abstractmethod
+    def walk(
+        self, denoiser: DenoiserFn, space: Space, schedule: Schedule, times: list[float], x: Tensor
+    ) -> Iterator[State]:
+        """The states at ``times[1:]``, from ``x`` at ``times[0]``; see :class:`State`."""
 
 
 def lam(level: Level) -> float:

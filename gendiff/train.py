@@ -40,6 +40,7 @@ from gendiff.generate import (
     make_objective,
     pick_device,
     restore,
+    said_calls,
     use_bf16,
 )
 from gendiff.noise import StepNoise, derive_seed
@@ -547,8 +548,8 @@ def dry_run(run: Run) -> list[str]:
         f"one step: loss {result.loss.mean.item():.4f} in {seconds:.2f} s; "
         f"{run.config.train.steps} steps take about "
         f"{console.duration(seconds * run.config.train.steps)}",
-        f"one sample: x {tuple(batch.x.shape)}, {model.calls(settings)} network calls at the "
-        "run's settings",
+        f"one sample: x {tuple(batch.x.shape)}, {said_calls(model.calls(settings))} at the run's "
+        "settings",
     ]
     if trainer.device.type == "cuda":
         lines.append(f"memory: {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")

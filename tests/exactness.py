@@ -14,6 +14,7 @@ from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from oracle_tools import exponential_moment, normal
 
@@ -692,42 +693,61 @@ def clips(g: SimpleNamespace) -> None:
 
 
 def adaptive(g: SimpleNamespace) -> None:
-    """Bogacki & Shampine, 1989, written out for one number, and how a step is chosen."""
+    """Ralston's step and the midpoint rule for one number, and how a step is chosen."""
     space, tolerance = g.spaces.Dense((1, 1)), 1e-3
-    for schedule, x0 in ((g.schedules.EDM(5.0), 0.1), (g.schedules.VPLinear(), 1.3)):
-        first, last = schedule.level(0.9), schedule.level(0.2)
-        rho, end = first.sigma / first.alpha, last.sigma / last.alpha
+    for schedule, x0, times in (
+        (g.schedules.EDM(5.0), 0.1, [0.9, 0.5, 0.2]),
+        (g.schedules.VPLinear(), 1.3, [0.9, 0.6, 0.5, 0.0]),
+        (g.schedules.Flow(), 0.7, [1.0, 0.3, 0.0]),
+    ):
+        levels = [schedule.level(t) for t in times]
+        stops = [level.sigma / (level.alpha + level.sigma) for level in levels]
         x = torch.full((1, 1), x0, dtype=torch.float64)
 
         def denoise(x: Any, t: Any) -> Any:
             return torch.sin(2 * x) + torch.as_tensor(t, dtype=torch.float64)
 
-        def f(rho: float, y: float, schedule: Any = schedule, denoise: Any = denoise) -> float:
-            t = schedule.inverse(torch.tensor(-2 * math.log(rho), dtype=torch.float64))
-            alpha = schedule(t)[0].item()
-            x_hat = denoise(torch.tensor(alpha * y, dtype=torch.float64), t.item())
-            return (y - x_hat.item()) / rho
+        def v(tau: float, z: float, schedule: Any = schedule, denoise: Any = denoise) -> float:
+            log_snr = math.inf if tau == 1 else 2 * math.log(tau / (1 - tau))
+            t = schedule.inverse(torch.tensor(-log_snr, dtype=torch.float64))
+            alpha, sigma = (value.item() for value in schedule(t))
+            x_hat = denoise(torch.tensor((alpha + sigma) * z, dtype=torch.float64), t.item())
+            return (z - x_hat.item()) / tau
 
-        y, h, calls = x0 / first.alpha, -rho / 10, 1
-        while rho > end:
-            h = max(h, end - rho)
-            k1 = f(rho, y)
-            k2 = f(rho + h / 2, y + h / 2 * k1)
-            k3 = f(rho + 3 * h / 4, y + 3 * h / 4 * k2)
-            third = y + h * (2 * k1 + 3 * k2 + 4 * k3) / 9
-            k4 = f(rho + h, third)
-            second = y + h * (7 / 24 * k1 + k2 / 4 + k3 / 3 + k4 / 8)
-            size = abs(third - second) / (tolerance * (1 + max(abs(y), abs(third))))
-            calls += 3
-            if size <= 1:
-                y, rho = third, end if h == end - rho else rho + h
+        z, tau, calls, told = x0 / (levels[0].alpha + levels[0].sigma), stops[0], 0, []
+        h, fresh = -tau / 10, True
+        while tau > stops[-1]:
+            h = max(h, stops[-1] - tau)
+            if fresh:
+                k1 = v(tau, z)
+            k2 = v(tau + h / 2, z + h / 2 * k1)
+            k3 = v(tau + 3 * h / 4, z + 3 * h / 4 * k2)
+            calls += 2 + fresh
+            third = z + h * (2 * k1 + 3 * k2 + 4 * k3) / 9
+            size = abs(third - (z + h * k2)) / (tolerance * (1 + abs(z)))
+            fresh = size <= 1
+            if fresh:
+                parabola = np.poly1d(np.polyfit([0, 1 / 2, 3 / 4], [k1, k2, k3], 2))
+                end = stops[-1] if h == stops[-1] - tau else tau + h
+                for stop in stops[len(told) + 1 :]:
+                    if stop >= end:
+                        c = (stop - tau) / (end - tau)
+                        here = z + (end - tau) * np.polyint(parabola)(c)
+                        told.append((here, here - stop * parabola(c)))
+                z, tau = third, end
             h *= min(max(0.9 * max(size, 1e-9) ** (-1 / 3), 0.2), 5.0)
+        sampler, asked = g.samplers.Adaptive(tolerance, 500), []
         try:
-            found = g.adaptive.solve(denoise, space, schedule, x, 0.9, 0.2, tolerance, 500)
+            found = list(g.samplers.states(denoise, space, schedule, sampler, times, None, x))
         except Exception as error:
             raise AssertionError("it does not arrive") from error
-        near(found.x, torch.full((1, 1), y * last.alpha, dtype=torch.float64), 1e-10)
-        assert found.calls.tolist() == [calls]
+        for state, level, (here, x_hat) in zip(found, levels[1:], told, strict=True):
+            asked += state.asked
+            scale = level.alpha + level.sigma
+            near(state.x, torch.full((1, 1), scale * here, dtype=torch.float64), 1e-10)
+            near(state.x_hat, torch.full((1, 1), x_hat, dtype=torch.float64), 1e-9)
+        near(state.x, torch.full((1, 1), scale * z, dtype=torch.float64), 1e-10)
+        assert len(asked) == calls
 
 
 def driver(g: SimpleNamespace) -> None:

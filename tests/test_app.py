@@ -48,6 +48,15 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     plugins._REGISTERED.update(before)
 
 
+def test_a_form_s_calls_may_be_known_afterwards_only(toy: Path) -> None:
+    form = app.Form(count=18, seed=4, steps=3, sampler="adaptive", cond={"label": 2})
+    shares: list[float] = []
+    made = app.sample(generate.load(toy), form, PLOTLY, shares.append)
+    assert made.calls is not None
+    assert made.calls >= 9
+    assert shares == [k / 6 for k in range(1, 7)]
+
+
 def test_a_form_gets_what_the_command_line_makes(toy: Path, tmp_path: Path) -> None:
     model = generate.load(toy)
     form = app.Form(count=18, seed=4, steps=3, sampler="ddim", cond={"label": 2})

@@ -52,7 +52,14 @@ def test_a_file_is_the_start_of_others(tmp_path: Path) -> None:
     assert kept is not None
     assert kept.shape == (5, 3, 4)
     assert kept[4].tolist() == [[False, True, True, False]] * 2 + [[False] * 4]
-    for keep, said in (("1,2", "no part"), (":,:,0:1", "no part"), (":", "all"), ("3:", "none")):
+    for keep, said in (
+        ("1,2", "no part"),
+        (":,:,0:1", "no part"),
+        ("-:", "no part"),
+        (f"{'9' * 5000}:", "no part"),
+        (":", "all"),
+        ("3:", "none"),
+    ):
         with pytest.raises(ConfigError, match=said):
             arrays.read(path, keep, space, None)
     with pytest.raises(DataError, match=r"has shape \(3, 4\), the model \(4, 4\)"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,12 @@ def test_other_names_and_manifests_are_no_checkpoints(tmp_path: Path) -> None:
     (bad / checkpoint.MANIFEST).write_text("[1]")
     (tmp_path / "step-x").mkdir()
     assert checkpoint.newest(tmp_path, lambda text: None) == good
+
+
+def test_a_pickle_that_torch_warns_of_is_refused_without_the_warning(tmp_path: Path) -> None:
+    torch.save({"step": 4}, tmp_path / checkpoint.STATE, pickle_protocol=4)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with pytest.raises(CheckpointError, match="is damaged"):
+            checkpoint.load_state(tmp_path)
+    assert not seen

@@ -132,6 +132,9 @@ def test_a_fitted_grid_is_printed_as_it_is_given(trained: Path) -> None:
     noisy = here(*fit)
     assert noisy.exit_code == 2
     assert "adds no noise" in noisy.stderr
+    free = here(*fit, "--sampler", "adaptive")
+    assert free.exit_code == 2
+    assert "chooses its times itself" in free.stderr
     done = here(*fit, "--sampler", "dpm++2m")
     options = shlex.split(done.stdout.splitlines()[-1])
     assert options[:5] == ["--sampler", "dpm++2m", "--steps", "3", "--grid"]
@@ -140,6 +143,25 @@ def test_a_fitted_grid_is_printed_as_it_is_given(trained: Path) -> None:
     other = here("sample", run, *options, "--steps", "4")
     assert other.exit_code == 2
     assert "Use --steps 3" in other.stderr
+
+
+def test_calls_are_counted_where_they_are_known_afterwards_only(trained: Path) -> None:
+    run, out = str(trained / "runs" / "image" / "default"), trained / "adaptive"
+    options = ["-n", "5", "--sampler", "{name: adaptive, tolerance: 0.02}", "--out", str(out)]
+    done = here("sample", run, *options, "--steps", "3", "--film")
+    assert done.exit_code == 0, done.stderr
+    said = re.search(
+        r"\((?:on average )?([\d.]+) network calls each\)", " ".join(done.stdout.split())
+    )
+    assert 9 <= float(said[1]) < 200  # type: ignore[index]
+    with Image.open(out / "film.gif") as film:
+        assert film.n_frames >= 3
+    wrong = here("sample", run, "--sampler", "{name: adaptive, rtol: 0.1}")
+    assert wrong.exit_code == 2
+    assert "sampler 'adaptive' has no 'rtol'" in wrong.stderr
+    never = here("sample", run, "--sampler", "{name: adaptive, tolerance: 1e-9, max_steps: 4}")
+    assert never.exit_code == 2
+    assert "4 steps did not reach" in never.stderr
 
 
 def test_guidance_by_its_parts_and_by_an_earlier_step(trained: Path) -> None:
@@ -270,6 +292,43 @@ def test_bad_sampling_options(trained: Path, args: list[str], part: str) -> None
     before = sorted(trained.rglob("*"))
     refuses(gendiff("sample", run, "-n", "2", *args, cwd=trained, ok=False), part)
     assert sorted(trained.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["trian"], "no such command 'trian'. Did you mean 'train'?"),
+        (["plugins", "chek"], "no such command 'chek'. Did you mean 'check'?"),
+        (["--debgu"], "no such option '--debgu'. Did you mean '--debug'?"),
+        (["train"], "missing option '--modality'. See 'gendiff train --help'"),
+        (["train", "--modality"], "option '--modality' requires an argument"),
+        (["sample", "r", "-n", "0"], "-n"),
+        (["sample"], "missing argument 'RUN'. See 'gendiff sample --help'"),
+        (["a\nb"], r"no such command 'a\nb'"),
+        (["sample", "a\nb"], r"a\nb is not a run"),
+        (["sample", "r", "--seed", "a\nb"], r"'a\nb'"),
+        (["config", "check", "--modality", "image", 'image.flip=["a\\nb"]'], r"a\nb"),
+        (["config", "check", "--modality", "image", "a\nb=1"], r"'a\nb'"),
+        (["config", "check", "--modality", "image", 'sample.sampler="a\\nb"'], r"'a\nb'"),
+        (["train", "--modality", "image", "image.data=folder", 'image.path="a\\nb"'], r"a\nb"),
+    ],
+)
+def test_a_misuse_is_told_in_one_line(args: list[str], said: str, tmp_path: Path) -> None:
+    from gendiff.cli import main
+
+    done = CliRunner().invoke(main, args, prog_name="gendiff")
+    assert done.exit_code == 2
+    (line,) = done.stderr.rstrip("\n").split("\n")
+    assert line.startswith("error: ")
+    assert said in line
+
+
+def test_every_problem_has_a_line_and_what_it_quotes_adds_none() -> None:
+    done = here("config", "check", "--modality", "image", 'image.x="a\\nb"', 'train.lr="a\\nb"')
+    assert done.exit_code == 2
+    lines = done.stderr.rstrip("\n").split("\n")
+    assert len(lines) == 2
+    assert all(line.startswith("error: ") for line in lines)
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

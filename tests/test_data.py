@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import os
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
 
-from gendiff.data import InOrder, VisitOrder, loader
+from gendiff.data import InOrder, VisitOrder, content_of, loader
 from gendiff.spaces import Batch, Dense
 from gendiff.world import World
 
@@ -78,3 +80,18 @@ def test_loader_keeps_the_order(workers: int) -> None:
     expected = islice(VisitOrder(10, 4, seed=0, first=2), 6)
     for batch, keys in zip(islice(batches, 6), expected, strict=True):
         assert batch.x.tolist() == [list(key) for key in keys]
+
+
+def test_content_is_of_what_is_read_and_not_of_where_or_when(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"abc" * 1_000_000)
+    name = content_of(["x", path])
+    moved = path.rename(tmp_path / "b")
+    os.utime(moved, (1, 1))
+    assert content_of(["x", moved]) == name
+    moved.write_bytes(b"abc" * 999_999 + b"abd")
+    assert content_of(["x", moved]) != name
+    assert content_of(["ab", "c"]) != content_of(["a", "bc"])
+    assert content_of(["a", "b"]) != content_of(["b", "a"])
+    os.mkfifo(tmp_path / "pipe")  # not waited for
+    assert content_of([tmp_path / "pipe"]) == content_of([tmp_path / "none"])

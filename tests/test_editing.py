@@ -221,6 +221,14 @@ def test_a_file_is_varied_the_less_the_less_noise(model: Model, tmp_path: Path) 
     assert distances[0] < 0.05 < distances[1] < distances[2]
 
 
+@pytest.mark.parametrize("keep", ["0:4,:", "", "0", "99", "9" * 5000])
+def test_the_toy_keeps_a_number_of_columns(model: Model, tmp_path: Path, keep: str) -> None:
+    (path,) = _written(model, tmp_path)
+    run = model.run
+    with pytest.raises(ConfigError, match="is no number of columns. Give 1 to"):
+        run.modality.given(run.section, run.facts, path, keep, _request(model, 1))
+
+
 def test_a_kept_part_stays(model: Model, tmp_path: Path) -> None:
     (path,) = _written(model, tmp_path)
     given = model.run.modality.given(

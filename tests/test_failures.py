@@ -17,7 +17,8 @@ from click.testing import CliRunner, Result
 
 from gendiff import checkpoint, config, console, generate, plugins, runs, train
 from gendiff.cli import main
-from gendiff.errors import CheckpointError, DataError, NonFiniteError, RunError
+from gendiff.errors import CheckpointError, DataError, NonFiniteError, RunError, explained
+from gendiff.modality import DataReport
 from gendiff.testing import ToyModality
 from gendiff.testing.toy import ToyData
 
@@ -339,3 +340,34 @@ def test_errors_are_told_in_one_line() -> None:
     assert reason(DataError(worker)) == "x is cut"
     assert reason(RuntimeError()) == "RuntimeError"
     assert isinstance(CheckpointError("a"), Exception)
+
+
+def test_a_process_that_loses_its_peer_says_so_in_one_line() -> None:
+    gloo = "[gloo/transport/tcp/pair.cc:538] Read error [127.0.0.1]:1: Connection reset by peer"
+    said = explained(RuntimeError(gloo))
+    assert said is not None
+    assert said.startswith("another process of the group has ended")
+    assert explained(RuntimeError("shapes differ")) is None
+
+
+def test_a_run_does_not_go_on_with_other_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = [f"out={tmp_path}", "train.steps=2", "train.sample_every_steps=0", "sample.preview=1"]
+
+    def trained(facts: dict[str, Any], *more: str) -> Result:
+        report = DataReport("toy items", {"classes": 3, **facts})
+        monkeypatch.setattr(ToyModality, "prepare", lambda *_: report)
+        return cli(*few, *more)
+
+    record = tmp_path / "toy" / "default" / "run.json"
+    assert trained({"items": 7}).exit_code == 0
+    one_line(trained({"items": 8}), "with other data", "another items", "--accept-changes")
+    assert trained({"items": 7, "content": "a"}).exit_code == 0  # as an older plugin did not say
+    before = record.read_bytes()
+    one_line(trained({"items": 7, "content": "b"}, "train.steps=2"), "another content", "name=…")
+    assert record.read_bytes() == before
+    assert trained({"items": 9, "content": "a"}).exit_code == 0  # the content is what counts
+    assert trained({"items": 7, "content": "b"}, "--accept-changes").exit_code == 0
+    assert trained({"items": 7, "content": "b"}).exit_code == 0
+    one_line(trained({"items": 7, "content": "a"}), "another content")

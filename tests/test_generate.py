@@ -11,7 +11,7 @@ import torch
 import gendiff
 from gendiff import config, runs
 from gendiff.errors import CheckpointError, ConfigError, RunError, SamplingError
-from gendiff.generate import BLOCK, Model
+from gendiff.generate import Model, Wish, mean_calls, said_calls
 from gendiff.testing import ToyModality
 from gendiff.train import Trainer
 
@@ -24,16 +24,23 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> Model:
     return Trainer(runs.start(modality, resolved, facts)).model()
 
 
-@pytest.mark.parametrize("sampler", ["dpm++2m", "ddpm", {"name": "heun", "churn": 4}])
+ADAPTIVE = {"name": "adaptive", "tolerance": 0.01}
+
+
+@pytest.mark.parametrize("together", [16, 3, 1])
+@pytest.mark.parametrize("sampler", ["dpm++2m", "ddpm", {"name": "heun", "churn": 4}, ADAPTIVE])
 def test_a_sample_is_the_same_bits_at_any_batch_size_and_in_any_company(
-    model: Model, sampler: object
+    model: Model, sampler: object, together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(model.run.modality, "together", lambda *_: together)
     reference = model.sample(64, sampler=sampler, batch_size=64, seed=3)
     for size in (1, 7):
         again = model.sample(64, sampler=sampler, batch_size=size, seed=3)
         assert torch.equal(again.x, reference.x)
-    some = model.sample(ids=[2, BLOCK + 1, 63], sampler=sampler, batch_size=7, seed=3)
-    assert torch.equal(some.x, reference.select([2, BLOCK + 1, 63]).x)
+    some = model.sample(ids=[2, 17, 63], sampler=sampler, batch_size=7, seed=3)
+    assert torch.equal(some.x, reference.select([2, 17, 63]).x)
+    sizes = {b.space.batch_size for b in model.batches(range(16 * together), model.settings())}
+    assert sizes == {together}
 
 
 def test_another_seed_gives_other_samples(model: Model) -> None:
@@ -85,6 +92,40 @@ def test_the_calls_reported_are_those_made(model: Model, sampler: str, guidance:
         assert torch.equal(plain, model.sample(3, steps=6, sampler=sampler, guidance=guidance).x)
     else:
         assert calls < made < 2 * calls
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0, {"scale": 2, "interval": [0.2, 3]}])
+def test_calls_that_are_known_afterwards_are_counted(model: Model, guidance: object) -> None:
+    """Each sample's own, whatever its batch waits for; with all that a call costs."""
+    settings = model.settings(steps=3, sampler=ADAPTIVE, guidance=guidance)
+    assert model.calls(settings) is None
+    counts: list[int] = []
+    block = model.block
+    list(model.batches([*range(1, block), 2 * block], settings, counts=counts))
+    schedule, low, high = model.denoiser.schedule, 0.2, 3.0
+    expected = []
+    for ids, rows in ((range(block), range(1, block)), (range(2 * block, 3 * block), [0])):
+        walk = [state for _, state in model.trajectories(ids, settings, 0, Wish())]
+        assert [state.number for state in walk] == [1, 2, 3]
+        for row in rows:
+            times = torch.stack([t[row] for state in walk for t in state.asked])
+            noise = (-schedule.log_snr(times[~times.isnan()]) / 2).exp()
+            twice = int(((noise > low) & (noise <= high)).sum())
+            extra = 0 if guidance == 1.0 else len(noise) if guidance == 2.0 else twice
+            expected.append(len(noise) + extra)
+    assert counts == expected
+    assert len(set(expected)) > 1
+    assert mean_calls(None, counts) == round(sum(expected) / block, 1)
+
+
+def test_calls_in_words() -> None:
+    assert mean_calls(9, [1, 2]) == 9
+    assert mean_calls(None, []) is None
+    assert said_calls(mean_calls(1, [])) == "1 network call"
+    assert said_calls(20) == "20 network calls"
+    assert said_calls(41.0) == "41 network calls"
+    assert said_calls(41.3) == "on average 41.3 network calls"
+    assert said_calls(None) == "as many network calls as the tolerance takes"
 
 
 def test_a_weaker_model_guides(model: Model, tmp_path: Path) -> None:

@@ -217,6 +217,10 @@ class ToyModality(Modality):
         labels = [request.values.get("label", 0)] * count
         mask = None
         if keep is not None:
+            if keep not in map(str, range(1, config.width)):
+                raise ConfigError(
+                    f"keep: '{keep}' is no number of columns. Give 1 to {config.width - 1}"
+                )
             columns = torch.arange(config.width) < int(keep)
             mask = (columns[:, None] if config.kind == "masked" else columns).expand(space.shape)
         return Given(Batch(x, space, Cond({"label": torch.tensor(labels)})), mask)

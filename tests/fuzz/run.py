@@ -151,9 +151,11 @@ def judged(result: Any, seconds: float, box: surfaces.Box, before: dict[str, int
     if result.exit_code not in (0, 2):
         return f"exit code {result.exit_code}"
     lines = result.stderr.split("\n")
-    errors = [line for line in lines if re.match("[eE]rror: .*[a-z]", line)]
+    errors = [line for line in lines if re.match("error: .*[a-z]", line)]
     if result.exit_code == 2 and not errors:
         return "refused without a word"
+    if result.exit_code == 2 and any(not re.match("(error|warning): |$", line) for line in lines):
+        return "a refusal that goes on in another line"
     if result.exit_code == 2 and any(len(line.split()) < 4 for line in errors):
         return f"says too little: {errors[0][:40]}"
     if "Traceback" in result.output:
@@ -297,6 +299,7 @@ def in_processes(top: Path, count: int, seed: int) -> list[Any]:
     """Some of the command surface's inputs as a shell would give them, each a new process."""
     box = surfaces.Box(top)
     enter(box)
+    plugins.register(ToyModality())  # for its keys: the processes do not know it
     records, pools = [], surfaces.pools(seed)
     for index in range(count):
         box.clear()

@@ -41,6 +41,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.datasets.mnist import read_image_file, read_label_file
 from torchvision.transforms.v2 import functional as tvf
 
+from gendiff.data import content_of
 from gendiff.errors import DataError
 from gendiff.modality import DataReport
 from gendiff.noise import derive_seed
@@ -53,7 +54,7 @@ Pixels = NDArray[np.uint8]
 
 _PACK_BYTES = 4 << 30  # decoded sets up to this size are kept in the cache folder
 _MOST_PIXELS = 178_956_970  # of a picture, as Pillow's own limit
-_FORMAT = 1  # of the files in the cache folder
+_FORMAT = 2  # of the files in the cache folder
 _FILES_OF = {
     "mnist": "MNIST/raw/train-images-idx3-ubyte.gz, …",
     "fashion_mnist": "FashionMNIST/raw/train-images-idx3-ubyte.gz, …",
@@ -90,11 +91,12 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """A data set: both splits and what is known about them."""
+    """A data set: both splits and what is known about them; ``content`` names what was read."""
 
     train: Split
     test: Split
     class_names: list[str] | None
+    content: str
     levels: int = 256
     warnings: tuple[str, ...] = ()
 
@@ -142,6 +144,7 @@ def prepare(config: ImageConfig) -> DataReport:
         "class_names": data.class_names,
         "train": len(data.train.images),
         "test": len(data.test.images),
+        "content": data.content,
     }
     kinds = f", {facts['classes']} classes" if data.class_names else ", no classes"
     summary = (
@@ -236,7 +239,8 @@ def _digits(size: tuple[int, int] | None, color: str | None) -> Data:
         images, peak = (images * 15.9375).round().astype(np.uint8), 255
     images, labels = _fit(images, size, color), bunch.target.astype(np.int64)
     parts = [Split(images[ids], labels[ids], peak) for ids in (np.sort(train), np.sort(test))]
-    return Data(parts[0], parts[1], [str(i) for i in range(10)], levels=peak + 1)
+    names = [str(i) for i in range(10)]
+    return Data(parts[0], parts[1], names, content_of(["digits"]), levels=peak + 1)
 
 
 def _mnist(
@@ -247,13 +251,14 @@ def _mnist(
     if download:
         kind(str(root), download=True)
     raw = root / kind.__name__ / "raw"
-    parts = []
+    parts, read = [], []
     for prefix in ("train", "t10k"):
         images = _unpacked(raw / f"{prefix}-images-idx3-ubyte", read_image_file).numpy()
         labels = _unpacked(raw / f"{prefix}-labels-idx1-ubyte", read_label_file).numpy()
         parts.append(_checked_split(images[:, None], labels, len(kind.classes), size, color))
+        read += [images.tobytes(), labels.tobytes()]
     names = [c.split(" - ")[0] for c in kind.classes]  # MNIST's are "7 - seven"
-    return Data(parts[0], parts[1], names)
+    return Data(parts[0], parts[1], names, content_of(read))
 
 
 def _unpacked(file: Path, read: Callable[[str], Tensor]) -> Tensor:
@@ -312,7 +317,8 @@ def _cifar10(
         _checked_split(s.data.transpose(0, 3, 1, 2), s.targets, len(classes), size, color)
         for s in sets
     ]
-    return Data(parts[0], parts[1], classes, warnings=warnings)
+    content = content_of(folder / file for file in needed)
+    return Data(parts[0], parts[1], classes, content, warnings=warnings)
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -544,7 +550,8 @@ def _decode(
     cache = cache_folder() / "image" / _fingerprint(listing, size, color)
     if not (cache / "index.json").exists():
         _scan(listing, size, color, cache)
-    bad: dict[str, str] = json.loads((cache / "index.json").read_text())["bad"]
+    index = json.loads((cache / "index.json").read_text())
+    bad: dict[str, str] = index["bad"]
     warnings = listing.warnings
     if bad:
         name, reason = next(iter(bad.items()))
@@ -570,7 +577,7 @@ def _decode(
             images = _Packed(packed, good[rows])
         labels = None if listing.labels is None else np.array(listing.labels)[good[rows]]
         parts.append(Split(images, labels))
-    return Data(parts[0], parts[1], listing.class_names, warnings=warnings)
+    return Data(parts[0], parts[1], listing.class_names, index["content"], warnings=warnings)
 
 
 def _scan(listing: _Listing, size: tuple[int, int] | None, color: str | None, cache: Path) -> None:
@@ -579,10 +586,12 @@ def _scan(listing: _Listing, size: tuple[int, int] | None, color: str | None, ca
     shapes: Counter[tuple[int, ...]] = Counter()
     example: dict[tuple[int, ...], str] = {}
     pixels: Any = None
+    contents: list[str] = []  # of each file
     temporary = Path(tempfile.mkdtemp(prefix="scan-", dir=_made(cache.parent)))
     try:
-        for i, found in enumerate(_decoded(listing, size, color)):
+        for i, (content, found) in enumerate(_decoded(listing, size, color)):
             name = listing.names[i]
+            contents.append(f"{name} {listing.held_out[i]} {content}")
             if isinstance(found, str):
                 bad[name] = found
                 continue
@@ -601,7 +610,8 @@ def _scan(listing: _Listing, size: tuple[int, int] | None, color: str | None, ca
             _refuse_shapes(listing.root, shapes, example)
         if pixels is not None:
             pixels.flush()
-        (temporary / "index.json").write_text(json.dumps({"bad": bad}))
+        about = {"bad": bad, "content": content_of(contents)}
+        (temporary / "index.json").write_text(json.dumps(about))
         if not (cache / "index.json").exists():  # another process may have been faster
             os.rename(temporary, cache)
     except OSError as error:
@@ -616,10 +626,13 @@ def _scan(listing: _Listing, size: tuple[int, int] | None, color: str | None, ca
 
 def _decoded(
     listing: _Listing, size: tuple[int, int] | None, color: str | None
-) -> Iterator[Pixels | str]:
-    """Each picture in turn, or why it cannot be decoded."""
+) -> Iterator[tuple[str, Pixels | str]]:
+    """What each file holds, by a name, and its picture, or why it cannot be decoded."""
 
-    def attempt(name: str) -> Pixels | str:
+    def attempt(name: str) -> tuple[str, Pixels | str]:
+        return content_of([listing.root / name]), decode(name)
+
+    def decode(name: str) -> Pixels | str:
         try:
             return open_picture(listing.root / name, color, size)
         except UnidentifiedImageError:

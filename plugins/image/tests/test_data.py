@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import pickle
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -242,6 +243,23 @@ def test_class_folders(tmp_path: Path) -> None:
     assert later - {100} == set(again)
     with pytest.raises(DataError, match="when the run began"):
         image.dataset(config, facts, "train")
+
+
+def test_the_content_is_that_of_the_files(tmp_path: Path) -> None:
+    def content(root: Path) -> Any:
+        return image.prepare(ImageConfig(data="folder", path=str(root))).facts["content"]
+
+    root = folder(tmp_path / "data", each=4)
+    first = content(root)
+    copy = shutil.copytree(root, tmp_path / "copy")
+    for path in copy.rglob("*.png"):
+        os.utime(path, (1, 1))
+    assert content(copy) == first
+    picture(copy / "dog" / "3.png", 200)
+    changed = content(copy)
+    assert changed != first
+    (root / "dog" / "3.png").rename(root / "cat" / "4.png")  # another class
+    assert content(root) not in (first, changed)
 
 
 def test_train_and_test_folders(tmp_path: Path) -> None:

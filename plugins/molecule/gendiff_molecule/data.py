@@ -18,7 +18,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -26,6 +26,7 @@ import numpy as np
 import rdkit
 from rdkit import Chem
 
+from gendiff.data import content_of
 from gendiff.errors import ConfigError, DataError, suggest
 from gendiff.runs import cache_folder
 from gendiff_molecule import embedded, pyg
@@ -34,7 +35,7 @@ from gendiff_molecule.formats import Parsed, Problem, Tick
 from gendiff_molecule.molecules import SYMBOLS, Molecules
 from gendiff_molecule.readers import Gathered, checked, gather, judge, listed
 
-_FORMAT = 1  # of the folders in the cache
+_FORMAT = 2  # of the folders in the cache
 _FETCH = "torch_geometric.datasets.QM9(root=FOLDER) fetches it"
 
 
@@ -63,12 +64,16 @@ class Settings(Protocol):
 
 @dataclass(frozen=True)
 class Prepared:
-    """A data set ready for use: both splits, what a person should know, and its name."""
+    """A data set ready for use: both splits, what a person should know, and its name.
+
+    ``content`` names what was read.
+    """
 
     train: Molecules
     test: Molecules
     warnings: tuple[str, ...] = ()
     summary_name: str = ""
+    content: str = ""
 
 
 def load(config: Settings, tick: Tick) -> Prepared:
@@ -91,7 +96,10 @@ def load(config: Settings, tick: Tick) -> Prepared:
         key = _fingerprint(path, config.max_atoms, elements, config.needs_bonds)
         found = _cached(
             f"files-{key}",
-            lambda: _divided(gather(path, config.max_atoms, elements, config.needs_bonds, tick)),
+            lambda: replace(
+                _divided(gather(path, config.max_atoms, elements, config.needs_bonds, tick)),
+                content=_content(path),
+            ),
         )
     warnings = judge(found.problems, found.total, name, config.skip_bad) + found.notes
     train, test = found.train, found.test
@@ -105,7 +113,7 @@ def load(config: Settings, tick: Tick) -> Prepared:
                 f"data: {name} leaves no {what} molecules of {found.total}. Add molecules, or "
                 "divide them by an array 'split' in an npz file (1 train, 3 test)."
             )
-    return Prepared(train, test, warnings, name)
+    return Prepared(train, test, warnings, name, found.content)
 
 
 def split_of(key: str) -> str:
@@ -155,7 +163,9 @@ def _embedded(config: Settings, elements: frozenset[int] | None, tick: Tick) -> 
 
     def made() -> _Found:
         molecules = embedded.generate(config.heavy_atoms, config.conformers, tick)
-        return _divided(checked([_of_smiles(molecules)], int(most), None, False, tick))
+        parts = [_of_smiles(molecules)]
+        found = _divided(checked(parts, int(most), None, False, tick))
+        return replace(found, content=content_of([shape]))
 
     def fitted() -> _Found:
         whole = _cached(shape, made)
@@ -164,7 +174,8 @@ def _embedded(config: Settings, elements: frozenset[int] | None, tick: Tick) -> 
             for side, part in ((1, whole.train), (3, whole.test))
         ]
         problems = tuple(p for part in parts for p in part.problems)
-        return _Found(parts[0].molecules, parts[1].molecules, problems, whole.total)
+        both = parts[0].molecules, parts[1].molecules
+        return _Found(*both, problems, whole.total, content=whole.content)
 
     kinds = "conformer" if config.conformers == 1 else "conformers"
     name = f"embedded (up to {config.heavy_atoms} heavy atoms, {config.conformers} {kinds})"
@@ -211,6 +222,7 @@ class _Found:
     problems: tuple[Problem, ...] = ()
     total: int = 0
     notes: tuple[str, ...] = ()
+    content: str = ""
 
 
 def _divided(gathered: Gathered) -> _Found:
@@ -260,7 +272,7 @@ def _digest(facts: Any) -> str:
 
 def _fingerprint(path: Path, max_atoms: int, elements: frozenset[int] | None, bonds: bool) -> str:
     stats = []
-    for file in pyg.qm9_files(path) or [file for _, file in listed(path)]:
+    for _, file in _files(path):
         try:
             stat = file.stat()
             stats.append([str(file.resolve()), stat.st_size, stat.st_mtime_ns])
@@ -270,6 +282,14 @@ def _fingerprint(path: Path, max_atoms: int, elements: frozenset[int] | None, bo
     return _digest(
         [_FORMAT, rdkit.__version__, str(path.resolve()), stats, max_atoms, allowed, bonds]
     )
+
+
+def _files(path: Path) -> list[tuple[str, Path]]:
+    return [(file.name, file) for file in pyg.qm9_files(path)] or listed(path)
+
+
+def _content(path: Path) -> str:
+    return content_of(part for named in _files(path) for part in named)
 
 
 def _cached(name: str, build: Callable[[], _Found]) -> _Found:
@@ -290,6 +310,7 @@ def _cached(name: str, build: Callable[[], _Found]) -> _Found:
         found.train.save(temporary / "train.npz")
         found.test.save(temporary / "test.npz")
         about = {"problems": found.problems, "total": found.total, "notes": found.notes}
+        about["content"] = found.content
         sizes = {"train": len(found.train), "test": len(found.test)}
         (temporary / "index.json").write_text(json.dumps(about | sizes))
         if not folder.exists():  # another process may have been faster
@@ -308,7 +329,8 @@ def _restored(folder: Path) -> _Found:
     if (len(train), len(test)) != (about["train"], about["test"]):
         raise ValueError("sizes differ")
     problems = tuple(Problem(*problem) for problem in about["problems"])
-    return _Found(train, test, problems, about["total"], tuple(about["notes"]))
+    notes = tuple(about["notes"])
+    return _Found(train, test, problems, about["total"], notes, about["content"])
 
 
 def _unwritable(folder: Path, error: OSError) -> DataError:

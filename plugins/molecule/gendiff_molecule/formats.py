@@ -361,7 +361,7 @@ def _npz(name: str, path: Path) -> Parsed | Problem:
         return Problem(name, "is empty" if empty else "not an npz file, or truncated")
     try:
         with np.load(path, allow_pickle=False) as data, np.errstate(all="ignore"):
-            return _arrays(name, {key: data[key] for key in data.files})
+            return _arrays(name, {key: np.atleast_1d(data[key]) for key in data.files})
     except (EOFError, zlib.error, zipfile.BadZipFile, OSError):
         return Problem(name, "damaged or truncated")
     except MemoryError:
@@ -437,9 +437,10 @@ def _targets(data: Mapping[str, NDArray[Any]], count: int) -> dict[str, NDArray[
         for name, column in zip(names.tolist(), values.T, strict=True):
             found[name] = np.full(count, np.nan, np.float32)
             found[name][rows] = column
-    for name, column in zip(
-        ("homo", "lumo", "gap"), data.get("homo_lumo_gap", np.empty((count, 0))).T, strict=False
-    ):
+    energies = data.get("homo_lumo_gap", np.empty((count, 0)))
+    if energies.ndim != 2:
+        raise ValueError(f"homo_lumo_gap is {energies.shape} for {count} molecules")
+    for name, column in zip(("homo", "lumo", "gap"), energies.T, strict=False):
         known = found.get(name, np.full(count, np.nan, np.float32))
         found[name] = np.where(np.isnan(known), column, known).astype(np.float32)
     for name, column in found.items():

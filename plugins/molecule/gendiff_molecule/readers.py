@@ -162,6 +162,7 @@ def merged(parts: Sequence[Parsed]) -> Parsed:
 # --- SMILES in space ---------------------------------------------------------------------------
 
 
+_MOST_PLACED = 1000  # atoms of a SMILES, hydrogens included
 Place = tuple[list[int], NDArray[np.float64], str, NDArray[np.int16]]
 
 
@@ -176,14 +177,17 @@ def place(smiles: str, max_atoms: int) -> Place | str:
         return f"RDKit cannot read the SMILES '{smiles[:60]}'"
     if not mol.GetNumAtoms():
         return "no atoms"
+    # Before what takes minutes for a long chain.
+    if (count := mol.GetNumAtoms(onlyExplicit=False)) > max_atoms:
+        return _too_large(count, max_atoms)
+    if count > _MOST_PLACED:
+        return f"{count} atoms, more than {_MOST_PLACED}: give their positions, in an sdf file"
     canonical = Chem.MolToSmiles(mol)
     mol = Chem.AddHs(mol)
     numbers = [a.GetAtomicNum() for a in mol.GetAtoms()]
     odd = [a.GetSymbol() for a in mol.GetAtoms() if not 0 < a.GetAtomicNum() < len(SYMBOLS)]
     if odd:
         return unknown_element(odd[0])
-    if len(numbers) > max_atoms:
-        return _too_large(len(numbers), max_atoms)
     parameters: Any = rdDistGeom.ETKDGv3()
     parameters.randomSeed = 1 + derive_seed("conformers", canonical, 0) % 10_000_000
     parameters.maxIterations = 50

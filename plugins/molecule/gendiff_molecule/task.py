@@ -126,6 +126,7 @@ def prepare(config: MoleculeConfig) -> DataReport:
         "elements": elements,
         "sizes": [[int(n), int(c)] for n, c in zip(sizes, counts, strict=True)],
         "max_atoms": int(max(sizes.max(), prepared.test.sizes.max())),
+        "content": prepared.content,
     }
     if config.condition:
         facts |= _context_facts(config, train, elements)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -162,6 +163,19 @@ def test_changed_files_are_read_again(tmp_path: Path) -> None:
     smiles_file(tmp_path, 5)
     after = load(config, silent)
     assert len(after.train) + len(after.test) == len(before.train) + len(before.test) + 1
+
+
+def test_the_content_is_that_of_the_files(tmp_path: Path) -> None:
+    path = smiles_file(tmp_path, 4)
+    first = load(Config(path=str(path)), silent).content
+    assert first
+    assert load(Config(path=str(path)), silent).content == first  # from the cache
+    other = tmp_path / "other"
+    other.mkdir()
+    copy = Path(shutil.copy(path, other))
+    assert load(Config(path=str(copy)), silent).content == first
+    copy.write_text(copy.read_text() + "CCCO\n")
+    assert load(Config(path=str(copy)), silent).content != first
 
 
 @pytest.mark.parametrize("name", ["index.json", "train.npz", "test.npz"])

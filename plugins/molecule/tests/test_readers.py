@@ -280,6 +280,14 @@ def test_bad_csv_rows_are_named(tmp_path: Path) -> None:
         load(write(tmp_path / "b.csv", "id,formula\n1,CO\n"))
 
 
+@pytest.mark.parametrize(("max_atoms", "limit"), [(256, "max_atoms=256"), (10**6, "1000: give")])
+def test_a_chain_that_would_take_minutes_is_refused_at_once(max_atoms: int, limit: str) -> None:
+    found = place("C" * 200_000, max_atoms)
+    assert isinstance(found, str)
+    assert found.startswith("600002 atoms, more than")
+    assert limit in found
+
+
 def test_boron_without_mmff_parameters_is_placed_by_uff() -> None:
     found = place("OB(O)c1ccccc1", 64)
     assert not isinstance(found, str)
@@ -370,6 +378,10 @@ class Evil:
         ({"split": np.array([1, 7])}, "the split is not 0 to 3"),
         ({"split": np.array([1])}, "the split is not 0 to 3"),
         ({"smiles": np.array(["O"])}, "1 smiles for 2 molecules"),
+        ({"smiles": np.array("O")}, "1 smiles for 2 molecules"),
+        ({"numbers": np.array(3)}, "numbers are (1,), positions (5, 3)"),
+        ({"bond_offsets": np.array(3)}, "no array 'bonds'"),
+        ({"homo_lumo_gap": np.array(3)}, "homo_lumo_gap is (1,) for 2 molecules"),
         ({"target.gap": np.zeros(3)}, "target 'gap' is (3,) for 2 molecules"),
         ({"targets": np.zeros((2, 1))}, "no array 'target_names'"),
         ({"positions": np.array([Evil()] * 5)}, "holds pickled objects, which are not read"),

@@ -48,7 +48,7 @@ def read(source: Path | bytes, name: str) -> tuple[Tensor, int]:
                     "into utterances."
                 )
             samples = file.read(dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError, TypeError) as error:
+    except (soundfile.SoundFileError, OSError, TypeError, UnicodeEncodeError) as error:
         raise DataError(f"{name}: cannot be decoded ({error}). Remove or replace it.") from error
     if len(samples) == 0:
         raise DataError(f"{name}: holds no sound. Remove it.")

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from gendiff.data import content_of
 from gendiff.errors import ConfigError, DataError
 from gendiff.modality import DataReport
 from gendiff.noise import derive_seed
@@ -41,7 +42,7 @@ from gendiff_speech.mel import CONVENTIONS, MelConvention, log_mel
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CONVENTION = {"fsdd": "8khz", "speechcommands": "16khz", "libritts": "24khz"}  # others: 22khz
 TAKES = {"train": 24, "test": 6}  # of each word and voice
-VERSION = 4  # of what is cached; a change of its numbers must change it
+VERSION = 5  # of what is cached; a change of its numbers must change it
 _FEW = 100  # different texts at most in a corpus of words; sentences are not counted
 _SHOWN = 20  # bad files that are named
 _BY_RULE = ("espeak", "formants")  # what ``auto`` may be
@@ -181,7 +182,9 @@ def _refuse(bad: Sequence[str]) -> None:
         lines = [*bad[:_SHOWN]]
         if len(bad) > _SHOWN:
             lines.append(f"and {len(bad) - _SHOWN} more")
-        raise DataError("\n  ".join([f"data: {len(bad)} recordings cannot be used:", *lines]))
+        raise DataError(
+            f"data: {len(bad)} recordings cannot be used:", *(f"  {line}" for line in lines)
+        )
 
 
 def _recorded(config: Any, notes: list[str]) -> Iterator[Take]:
@@ -261,7 +264,20 @@ def _digest(config: Any) -> str:
         key += "|".join(
             f"{p}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in parts if p.exists()
         )
-    return hashlib.sha256(key.encode()).hexdigest()[:16]
+    return hashlib.sha256(os.fsencode(key)).hexdigest()[:16]
+
+
+def _content(config: Any) -> str:
+    """A name of what is read of the files."""
+    if config.data in _BY_RULE:
+        return content_of([_digest(config)])
+    if config.data == "fsdd":
+        files = _files(Path(config.path).expanduser())
+        return content_of(part for named in files.items() for part in named)
+    recordings, _ = corpora.find(config.data, config.path)
+    sources = dict.fromkeys(r.path for r in recordings)  # a zip holds many
+    told = [f"{r.name} {r.member} {r.speaker} {r.test} {r.text}" for r in recordings]
+    return content_of([*told, *sources])
 
 
 def _files_of(digest: str) -> tuple[Path, Path]:
@@ -309,6 +325,7 @@ def _save(takes: Iterable[Take], config: Any, digest: str, notes: list[str]) -> 
                 lengths.append(take.mel.shape[1])
                 kept.append(replace(take, mel=torch.empty(0)))
         arrays, report = _numbered(kept, lengths, part, config, digest)
+        report["facts"]["content"] = _content(config)
         report["warnings"] = notes
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, report=np.array(json.dumps(report)), **arrays)

@@ -240,6 +240,10 @@ class VocoderModality(Modality):
             ),
         ]
 
+    def together(self, config: VocoderConfig, facts: Mapping[str, Any]) -> int:
+        """1: a recording is work enough."""
+        return 1
+
     def sample_count(self, facts: Mapping[str, Any]) -> int:
         """As many as one batch on a CPU."""
         return 16

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from gendiff.data import content_of
 from gendiff.errors import ConfigError, DataError
 from gendiff.modality import DataReport
 from gendiff.noise import generator
@@ -25,7 +26,7 @@ from gendiff_speech.mel import CONVENTIONS, MelConvention, log_mel
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 EVERY = 20  # each so many-th file is held out where the configuration names none
-VERSION = 1  # of what is cached
+VERSION = 2  # of what is cached
 
 
 class Stretch(NamedTuple):
@@ -53,7 +54,7 @@ def _digest(config: Any, path: Path) -> str:
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     stats = [f"{p}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in files if p.exists()]
     key = "|".join([str(VERSION), config.convention, str(config.held_out), *stats])
-    return hashlib.sha256(key.encode()).hexdigest()[:16]
+    return hashlib.sha256(os.fsencode(key)).hexdigest()[:16]
 
 
 def prepare(config: Any) -> DataReport:
@@ -76,6 +77,7 @@ def prepare(config: Any) -> DataReport:
             "scale": float(kept["scale"]),
             "mean": kept["mean"].tolist(),
             "std": kept["std"].tolist(),
+            "content": str(kept["content"]),
         }
         train, seconds = kept["train"], float(kept["lengths"].sum())
     minutes = seconds / CONVENTIONS[config.convention].sample_rate_hz / 60
@@ -129,6 +131,7 @@ def _save(config: Any, path: Path, cached: Path) -> None:
         scale=torch.cat(used).std().numpy(),
         mean=mels.mean(1).numpy(),
         std=mels.std(1).clamp(min=1e-3).numpy(),
+        content=np.array(content_of(part for named in sources(path) for part in named)),
     )
     cached.parent.mkdir(parents=True, exist_ok=True)
     part = cached.with_suffix(f".{os.getpid()}.part")

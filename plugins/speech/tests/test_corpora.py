@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from gendiff.testing import check_modality
 from gendiff.train import dry_run
 from gendiff_speech import corpora, data
 from gendiff_speech.plugin import SpeechConfig, SpeechModality
+from gendiff_speech.vocoder import VocoderModality
 
 RECIPES = Path(__file__).parents[3] / "configs" / "speech"
 KATHLEEN = Path(__file__).parents[4] / "shared" / "data" / "kathleen"
@@ -332,3 +334,29 @@ def test_real_sentences_are_aligned(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             tilt.setdefault(name, []).append(float(part.mean()))
     hiss, vowel = np.mean(tilt["s"]), np.mean([x for v in "aeou" for x in tilt[v]])
     assert hiss > vowel + 1.0
+
+
+def test_the_content_is_that_of_what_is_read(
+    fsdd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def contents(root: Path) -> list[str]:
+        vocoder = VocoderModality()
+        return [
+            *(
+                data.prepare(section(root, data=k, convention="8khz")).facts["content"]
+                for k in ("folder", "fsdd")
+            ),
+            vocoder.prepare(vocoder.Config(path=str(root), convention="8khz")).facts["content"],
+        ]
+
+    first = contents(fsdd)
+    copy = shutil.copytree(fsdd, tmp_path / "copy")
+    for path in copy.iterdir():
+        os.utime(path, (1, 1))
+    (copy / "notes.txt").write_text("is not read")
+    (copy / os.fsdecode(b"\xff.txt")).write_text("whose name is no text")
+    monkeypatch.setenv("GENDIFF_CACHE", str(tmp_path / "other"))
+    assert contents(copy) == first
+    wave, rate = soundfile.read(copy / "0_ann_1.wav")
+    soundfile.write(copy / "0_ann_1.wav", wave[::-1], rate)
+    assert all(a != b for a, b in zip(contents(copy), first, strict=True))
