@@ -85,6 +85,22 @@ def filters(convention: MelConvention) -> Tensor:
     return bank
 
 
+@lru_cache
+def spread(convention: MelConvention) -> Tensor:
+    """S, (n_fft / 2 + 1, mels): ``S @ exp(log_mel)`` are about the magnitudes of the wave.
+
+    A bin has the mean of the bands that see it, those that see no more than it foremost; a bin
+    that none sees has its neighbour's. A flat spectrum comes back as it was.
+    """
+    bank = filters(convention)
+    level = bank.sum(0).clamp(min=1e-8)  # of a band, where all magnitudes are 1
+    share = bank / level
+    seen = share.sum(1)
+    live = (seen > 0).nonzero()[:, 0]
+    nearest = live[(torch.arange(len(bank))[:, None] - live).abs().argmin(1)]
+    return share[nearest] / seen[nearest, None] / level
+
+
 def log_mel(wave: Tensor, convention: MelConvention) -> Tensor:
     """The log mel-spectrogram, (mels, T // hop), of a wave (T,) in [-1, 1].
 
@@ -113,6 +129,16 @@ def log_mel(wave: Tensor, convention: MelConvention) -> Tensor:
     return bands.clamp(min=convention.floor).log().float()
 
 
+def closer(magnitude: Tensor, mel: Tensor, bank: Tensor, updates: int) -> Tensor:
+    """Magnitudes (n_fft / 2 + 1, T) whose bands are nearer to (mels, T), both without logarithm.
+
+    Lee & Seung's multiplicative updates: they keep zeros and signs, and need no step size.
+    """
+    for _ in range(updates):
+        magnitude = magnitude * (bank @ mel) / (bank @ (bank.T @ magnitude) + 1e-12)
+    return magnitude
+
+
 def griffin_lim(
     mel: Tensor, convention: MelConvention, iterations: int = 60, seed: int = 0
 ) -> Tensor:
@@ -125,10 +151,7 @@ def griffin_lim(
 
     bank = filters(convention)
     target = mel.float().exp()
-    # Lee & Seung's multiplicative updates: they keep zeros and signs, and need no step size.
-    magnitude = (bank @ target).clamp(min=1e-8)
-    for _ in range(50):
-        magnitude = magnitude * (bank @ target) / (bank @ (bank.T @ magnitude) + 1e-12)
+    magnitude = closer((bank @ target).clamp(min=1e-8), target, bank, updates=50)
     frames = magnitude.shape[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

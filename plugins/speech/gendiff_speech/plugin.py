@@ -99,7 +99,7 @@ class SpeechModality(Modality):
             "sample_every_steps": 500,
             "checkpoint_every_steps": 500,
         },
-        "sample": {"guidance": 2, "preview": 20},
+        "sample": {"guidance": 1.5, "preview": 20},
     }
     headline: ClassVar[tuple[str, ...]] = ("frechet_distance", "label_accuracy")
 

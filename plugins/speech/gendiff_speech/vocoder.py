@@ -75,7 +75,7 @@ class VocoderModality(Modality):
         "train": {
             "steps": 1000,
             "batch_size": 16,
-            "lr": 1e-3,
+            "lr": 3e-3,
             "lr_decay": "cosine",
             "betas": [0.8, 0.99],
             "ema_half_life_steps": 50,
@@ -118,10 +118,14 @@ class VocoderModality(Modality):
         from gendiff_speech.mel import CONVENTIONS
         from gendiff_speech.vocos import OneStepVocos
 
-        c = CONVENTIONS[facts["convention"]]
-        pad = (c.n_fft - c.hop) // 2  # the wave has T * hop samples, whatever the mel's frames
         return OneStepVocos(
-            c.mels, c.n_fft, c.hop, c.window, pad, config.dim, config.hidden, config.layers
+            CONVENTIONS[facts["convention"]],
+            facts["mean"],
+            facts["std"],
+            facts["scale"],
+            config.dim,
+            config.hidden,
+            config.layers,
         )
 
     def distance(
@@ -260,12 +264,15 @@ def sound(model: Model, mel: Tensor) -> Tensor:
 
 
 def _waves(batch: Batch, facts: Mapping[str, Any]) -> list[Tensor]:
-    """Each sample's wave (T * hop,), in [-1, 1]."""
-    space: Any = batch.space
+    """Each sample's wave (T * hop,), in [-1, 1], see :mod:`gendiff_speech.refine`."""
+    from gendiff_speech.mel import CONVENTIONS
+    from gendiff_speech.refine import refined
+
+    convention = CONVENTIONS[facts["convention"]]
     x = batch.x.float().cpu() * facts["scale"]
     return [
-        frames[:, :length].T.reshape(-1)
-        for frames, length in zip(x, space.lengths.tolist(), strict=True)
+        refined(frames[:, : mel.shape[1]].T.reshape(-1), mel, convention)
+        for frames, mel in zip(x, _mels(batch, facts), strict=True)
     ]
 
 

@@ -12,11 +12,14 @@ Padded frames are zero before every convolution: padding changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gendiff.spaces import Cond, Space
+from gendiff_speech.mel import MelConvention, spread
 
 
 class ConvNeXtBlock(nn.Module):
@@ -140,32 +143,42 @@ class Vocos(nn.Module):
 
 
 class OneStepVocos(nn.Module):
-    """Vocos as the backbone of a denoiser whose only step is from pure noise.
+    r"""Vocos as the backbone of a denoiser whose only step is from pure noise.
 
     There x_t says nothing of x, and what it puts out is a function of the mel alone: a wave, in
-    frames. Its head's range is that of orthonormal transforms of waves of unit variance.
+    frames. What is known of the wave need not be learnt: the head's magnitudes are factors of
+    those that the mel tells, and bin k of frame t has the phase :math:`2 \pi k t\, hop / n_{fft}`
+    of a steady tone in its middle beside what the head puts out.
 
     Args:
-        mels: Bands of the mel.
-        n_fft, hop, window, pad: Of its convention, in samples.
+        convention: Of the mels.
+        mean, std: What normalised each of its bands.
+        scale: What the waves are divided by.
         dim, hidden, layers: Of the backbone.
     """
 
+    spread: Tensor
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
-        mels: int,
-        n_fft: int,
-        hop: int,
-        window: int,
-        pad: int,
+        convention: MelConvention,
+        mean: Sequence[float],
+        std: Sequence[float],
+        scale: float,
         dim: int,
         hidden: int,
         layers: int,
     ) -> None:
         super().__init__()
-        self.gain = n_fft**0.5
-        self.backbone = VocosBackbone(mels, dim, hidden, layers)
-        self.head = ISTFTHead(dim, n_fft, hop, window, pad)
+        c = convention
+        self.register_buffer("spread", spread(c) / scale)
+        self.register_buffer("mean", torch.tensor(mean)[:, None])
+        self.register_buffer("std", torch.tensor(std)[:, None])
+        self.backbone = VocosBackbone(c.mels, dim, hidden, layers)
+        pad = (c.n_fft - c.hop) // 2  # the wave has T * hop samples, whatever the mel's frames
+        self.head = ISTFTHead(dim, c.n_fft, c.hop, c.window, pad)
 
     def forward(self, x: Tensor, noise: Tensor, cond: Cond | None, space: Space) -> Tensor:
         assert cond is not None
@@ -173,5 +186,15 @@ class OneStepVocos(nn.Module):
         mel = cond["mel"].transpose(1, 2)
         if cond.dropped is not None:
             mel = mel.masked_fill(cond.dropped[:, None, None], 0)
-        wave = self.gain * self.head.istft(self.head.spectrum(self.backbone(mel, mask)), mask)
+        told = self.spread @ (mel * self.std + self.mean).float().exp()
+        spectrum = told * self._steady(mel.shape[2]) * self.head.spectrum(self.backbone(mel, mask))
+        wave = self.head.istft(spectrum, mask)
         return space.project(wave.unflatten(1, (x.shape[2], -1)).transpose(1, 2))
+
+    def _steady(self, frames: int) -> Tensor:
+        """exp(2 pi i k t hop / n_fft), (n_fft / 2 + 1, T)."""
+        istft, device = self.head.istft, self.spread.device
+        bins = torch.arange(len(self.spread), device=device)[:, None]
+        turn = bins * torch.arange(frames, device=device) * istft.hop % istft.n_fft
+        angle = turn * (2 * torch.pi / istft.n_fft)
+        return torch.polar(torch.ones_like(angle), angle)

@@ -12,7 +12,14 @@ import torch
 
 from gendiff.errors import DataError
 from gendiff_speech import audio
-from gendiff_speech.mel import CONVENTIONS, griffin_lim, log_mel, log_spectral_distance
+from gendiff_speech.mel import (
+    CONVENTIONS,
+    filters,
+    griffin_lim,
+    log_mel,
+    log_spectral_distance,
+    spread,
+)
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "ljspeech_32" / "flac.zip"
 
@@ -68,6 +75,14 @@ def test_a_mel_of_real_speech_is_librosa_s() -> None:
     assert np.abs(log_mel(wave, CONVENTIONS["22khz"]).numpy() - by_numpy(wave, "22khz")).max() < (
         1e-4
     )
+
+
+@pytest.mark.parametrize("name", CONVENTIONS)
+def test_a_flat_spectrum_comes_back_from_its_bands(name: str) -> None:
+    convention = CONVENTIONS[name]
+    bands = filters(convention).sum(0)  # of magnitudes that are all 1
+    found = spread(convention) @ bands
+    torch.testing.assert_close(found, torch.ones_like(found))
 
 
 @pytest.mark.parametrize("name", ["8khz", "22khz", "vocos24khz"])
