@@ -15,6 +15,7 @@ import shlex
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -357,7 +358,6 @@ def serve(folder: Path, host: str, port: int, device: str | None) -> None:
     with listening:
         console.say(f"demo: http://{host}:{listening.getsockname()[1]} (Ctrl-C stops it)")
         settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
-        try:
+        with suppress(KeyboardInterrupt):  # which uvicorn may keep to itself
             uvicorn.Server(settings).run(sockets=[listening])
-        except KeyboardInterrupt:
-            console.say("stopped")
+        console.say("stopped")
