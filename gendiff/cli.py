@@ -173,7 +173,7 @@ def train(
 def distill(
     folder: Path, overrides: tuple[str, ...], files: tuple[Path, ...], accept_changes: bool
 ) -> None:
-    """Train a student of a run that samples in 1 to 4 network calls (reflow).
+    """Train a student that samples in 1 to 4 calls. The method is reflow.
 
     It is a run of its own, RUN-distilled, with its teacher's guidance built in; the same command
     again goes on where it stopped.
@@ -302,7 +302,7 @@ def _making(function: Any) -> Any:
 @main.command()
 @_making
 def sample(folder: Path, count: int | None, **options: Any) -> None:
-    """Draw samples from a run: a file each, and a preview of all, up to 1024.
+    """Draw samples, a file each, and a preview. It shows up to 1024.
 
     Killed, the same command goes on with the files that are missing.
 
@@ -326,7 +326,7 @@ def sample(folder: Path, count: int | None, **options: Any) -> None:
     help="Translate: what the file is now, as --cond says what it is to be.",
 )
 def edit(folder: Path, count: int | None, **options: Any) -> None:
-    """Make samples of a file: keep a part and make the rest, vary all of it, or translate it.
+    """Edit a file: keep a part, vary, translate. What is not kept is made anew.
 
     \b
     gendiff edit RUN FILE --keep PART        inpainting
@@ -410,7 +410,7 @@ def _number(name: str, value: Any) -> float:
 def evaluate(
     folder: Path, count: int | None, items: int | None, ode_steps: int, **options: Any
 ) -> None:
-    """Judge a run: figures beside those of real data, a verdict, and the held-out loss.
+    """Judge a run beside real data. Figures, a verdict, and the held-out loss.
 
     The verdict says whether samples look untrained, collapsed to a part of the data, or memorised.
     """
@@ -471,7 +471,7 @@ def report(
 )
 @click.option("--device", help="In place of the run's: cpu, cuda, …")
 def demo(folder: Path, host: str, port: int, device: str | None) -> None:
-    """Sample a run in the browser: a web page on this machine, for this machine alone.
+    """Sample a run in the browser. The page is on this machine, for this machine alone.
 
     \b
     gendiff demo runs/NAME/default
@@ -490,7 +490,7 @@ def demo(folder: Path, host: str, port: int, device: str | None) -> None:
 )
 @click.option("--device", help="In place of the runs': cpu, cuda, …")
 def benchmark(suite: Path, out: Path | None, device: str | None) -> None:
-    """Compare samplers and network calls over modalities; the same command again goes on.
+    """Compare samplers and calls over modalities. The same command again goes on.
 
     \b
     gendiff benchmark configs/benchmark/default.yaml
@@ -546,7 +546,7 @@ def fit_grid(folder: Path, count: int, tries: int, **options: Any) -> None:
 @main.group(cls=Commands, invoke_without_command=True)
 @click.pass_context
 def plugins(ctx: click.Context) -> None:
-    """List what is installed; 'new NAME' begins a modality, 'check NAME' tests it."""
+    """List, begin or check plugins. 'new NAME' begins a modality, 'check NAME' tests it."""
     if ctx.invoked_subcommand is None:
         _list_plugins()
 
@@ -627,7 +627,7 @@ def check(modality: str, files: tuple[Path, ...], overrides: tuple[str, ...]) ->
 
 @main.command()
 def doctor() -> None:
-    """Versions, devices and plugins, with the traceback of any that fails; made to be pasted."""
+    """Tell versions, devices and plugins. To be pasted; with tracebacks of those that fail."""
     from gendiff.doctor import examine
 
     healthy = True
