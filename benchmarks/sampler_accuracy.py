@@ -291,18 +291,25 @@ def diffusers_methods() -> dict[str, Method]:
     }
 
 
-def k_diffusion_methods() -> dict[str, Method]:
-    """Its functions; the package's own import would ask for what sampling does not need."""
+def k_diffusion_sampling() -> Any:
+    """Its module of samplers; the package's own import would ask for what these do not need."""
     import importlib.util
     import types
-
-    import torch
 
     spec = importlib.util.find_spec("k_diffusion")
     package = types.ModuleType("k_diffusion")
     package.__path__ = list(spec.submodule_search_locations)
     sys.modules["k_diffusion"] = package
-    from k_diffusion import sampling as s
+    from k_diffusion import sampling
+
+    return sampling
+
+
+def k_diffusion_methods() -> dict[str, Method]:
+    """Its functions."""
+    import torch
+
+    s = k_diffusion_sampling()
 
     def method(function: Any, **options: Any) -> Method:
         def run(denoise: Denoise, y: Any, sigmas: Any) -> Any:
