@@ -3,8 +3,8 @@
 Around a network that returns a tensor made beforehand, on one thread, a trajectory of ``--steps``
 steps from its beginning (grid and table; ``set_timesteps``) to its end, in CPU-microseconds of a
 step. Each side runs in a process of its own and they take turns. diffusers' schedulers are given
-what the network predicts, and so is ours beside them (with a ``Denoiser``); k-diffusion's and
-azula's samplers are given the estimate of the data, and so is ours beside these.
+the noise that the network predicts, and so is ours beside them (with a ``Denoiser``);
+k-diffusion's and azula's samplers are given the estimate of the data, and so is ours beside these.
 
     python benchmarks/samplers.py --out samplers.json
 """
@@ -43,7 +43,7 @@ def gendiff_walks(shape: tuple[int, ...], steps: int, network: bool) -> dict[str
 
     out, x = torch.randn(shape), torch.randn(shape)
     schedule, space, noise = EDM(), Dense(shape), Streams(0, tuple(range(shape[0])))
-    whole = Denoiser(lambda x, noise, cond, space: out, schedule).bind(space)
+    whole = Denoiser(lambda x, noise, cond, space: out, schedule, "eps").bind(space)
     denoiser = whole if network else lambda x, t: out
 
     def walk(sampler: Any) -> Walk:
