@@ -259,7 +259,7 @@ def main() -> None:
     """Trains, judges and prints a row for each network and learning rate."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--networks", nargs="*", default=[*NETWORKS], choices=[*NETWORKS])
-    parser.add_argument("--lrs", nargs="*", type=float, default=[1e-3, 2e-3])
+    parser.add_argument("--lrs", nargs="*", type=float, default=[2e-3, 1e-3])
     parser.add_argument("--seconds", type=float, default=200, help="CPU-seconds of training")
     parser.add_argument("--count", type=int, default=200, help="samples")
     parser.add_argument("--seed", type=int, default=0)
