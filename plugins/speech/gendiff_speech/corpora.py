@@ -220,7 +220,7 @@ def hear(
                 wave = audio.resample(wave, rate, convention.sample_rate_hz)
                 return Heard(log_mel(wave, convention), rate)
             except DataError as error:
-                line = str(error)
+                line = error.args[0]
                 named = line.startswith(recording.name)
                 return error if named else DataError(f"{recording.name}: {line}")
 

@@ -160,7 +160,7 @@ def _fsdd(config: Any, notes: list[str]) -> Iterator[Take]:
             wave = audio.resample(*audio.read(source, name), convention.sample_rate_hz)
             mel = log_mel(wave, convention)
         except DataError as error:
-            line = str(error)
+            line = error.args[0]
             bad.append(line if line.startswith(name) else f"{name}: {line}")
             continue
         word = WORDS[int(digit)]
@@ -207,7 +207,7 @@ def _recorded(config: Any, notes: list[str]) -> Iterator[Take]:
         corpora.hear(recordings, convention), recordings, spoken, strict=True
     ):
         if isinstance(heard, DataError):
-            bad.append(str(heard))
+            bad.append(heard.args[0])
             continue
         slow += heard.rate_hz < 2 * convention.high_hz
         frames = heard.mel.shape[1]

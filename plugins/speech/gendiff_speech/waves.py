@@ -100,7 +100,7 @@ def _save(config: Any, path: Path, cached: Path) -> None:
         try:
             wave = audio.resample(*audio.read(source, name), convention.sample_rate_hz)
         except DataError as error:
-            line = str(error)
+            line = error.args[0]
             bad.append(line if line.startswith(name) else f"{name}: {line}")
             continue
         waves.append(wave)

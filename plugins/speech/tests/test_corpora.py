@@ -272,6 +272,15 @@ BAD = [
 ]
 
 
+def test_a_recording_whose_name_is_no_text_is_named_once(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"\xff.wav")).write_bytes(b"RIFF")
+    for modality in (SpeechModality(), VocoderModality()):
+        told = {"path": str(tmp_path)} | ({"data": "folder"} if modality.name == "speech" else {})
+        with pytest.raises(DataError) as caught:
+            modality.prepare(modality.Config(**told))
+        assert str(caught.value).count(r"\udcff") == 1
+
+
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     for told, line in [
         (section(tmp_path / "no"), "speech.path: no folder .*no. Give that of the ljspeech"),
