@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -33,7 +34,10 @@ def read(source: Path | bytes, name: str) -> tuple[Tensor, int]:
     import soundfile
 
     def opened() -> soundfile.SoundFile:
-        return soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source)
+        # As bytes: libsndfile takes a name that is no text, soundfile's own encoding does not.
+        return soundfile.SoundFile(
+            io.BytesIO(source) if isinstance(source, bytes) else os.fsencode(source)
+        )
 
     if isinstance(source, Path) and not source.is_file():  # a pipe would be waited for
         raise DataError(f"{name}: cannot be decoded (no file). Remove or replace it.")
@@ -48,8 +52,9 @@ def read(source: Path | bytes, name: str) -> tuple[Tensor, int]:
                     "into utterances."
                 )
             samples = file.read(dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError, TypeError, UnicodeEncodeError) as error:
-        raise DataError(f"{name}: cannot be decoded ({error}). Remove or replace it.") from error
+    except (soundfile.SoundFileError, OSError, TypeError) as error:
+        why = getattr(error, "error_string", str(error)).rstrip(".")  # without the path
+        raise DataError(f"{name}: cannot be decoded ({why}). Remove or replace it.") from error
     if len(samples) == 0:
         raise DataError(f"{name}: holds no sound. Remove it.")
     if len(samples) < frames:

@@ -272,13 +272,21 @@ BAD = [
 ]
 
 
-def test_a_recording_whose_name_is_no_text_is_named_once(tmp_path: Path) -> None:
-    (tmp_path / os.fsdecode(b"\xff.wav")).write_bytes(b"RIFF")
-    for modality in (SpeechModality(), VocoderModality()):
-        told = {"path": str(tmp_path)} | ({"data": "folder"} if modality.name == "speech" else {})
+def test_a_recording_whose_name_is_no_text_is_read_or_named_once(fsdd: Path) -> None:
+    vocoder = VocoderModality()
+    read = (
+        lambda: data.prepare(section(fsdd, data="folder")),
+        lambda: vocoder.prepare(vocoder.Config(path=str(fsdd), convention="16khz")),
+    )
+    odd = fsdd / os.fsdecode(b"\xff.wav")
+    next(fsdd.glob("*.wav")).rename(odd)
+    for prepare in read:
+        prepare()
+    odd.write_bytes(odd.read_bytes()[:-2])
+    for prepare in read:
         with pytest.raises(DataError) as caught:
-            modality.prepare(modality.Config(**told))
-        assert str(caught.value).count(r"\udcff") == 1
+            prepare()
+        assert str(caught.value).count(r"\udcff.wav") == 1
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
