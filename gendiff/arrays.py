@@ -70,7 +70,10 @@ def read(path: Path, keep: str | None, space: Space, cond: Cond | None) -> Given
     if not isinstance(space, Dense):
         raise ConfigError("edit: samples that differ in size need a given() of the modality's own")
     try:
-        x = torch.as_tensor(np.load(path), dtype=torch.float32)
+        array = np.load(path, allow_pickle=False)
+        if np.iscomplexobj(array):  # torch would take the real part
+            raise TypeError("it holds complex numbers")
+        x = torch.as_tensor(array, dtype=torch.float32)
     except (OSError, ValueError, TypeError, EOFError) as error:
         raise DataError(f"edit: {path} cannot be read as an array: {reason(error)}") from None
     if x.shape != space.shape[1:]:

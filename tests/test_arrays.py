@@ -65,7 +65,8 @@ def test_a_file_is_the_start_of_others(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has shape \(3, 4\), the model \(4, 4\)"):
         arrays.read(path, None, Dense((5, 4, 4)), None)
     (tmp_path / "text.npy").write_text("no array")
-    for name in ("text.npy", "absent.npy"):
+    np.save(tmp_path / "complex.npy", np.zeros(4, complex))
+    for name in ("text.npy", "complex.npy", "absent.npy"):
         with pytest.raises(DataError, match=f"{name} cannot be read as an array"):
             arrays.read(tmp_path / name, None, space, None)
     with pytest.raises(ConfigError, match="differ in size"):

@@ -361,7 +361,12 @@ def _npz(name: str, path: Path) -> Parsed | Problem:
         return Problem(name, "is empty" if empty else "not an npz file, or truncated")
     try:
         with np.load(path, allow_pickle=False) as data, np.errstate(all="ignore"):
-            return _arrays(name, {key: np.atleast_1d(data[key]) for key in data.files})
+            arrays = {key: np.atleast_1d(data[key]) for key in data.files}
+            for key, array in arrays.items():
+                if array.dtype.kind not in "biufUS":
+                    told = f"{key} holds {array.dtype.name}, neither real numbers nor text"
+                    return Problem(name, told)
+            return _arrays(name, arrays)
     except (EOFError, zlib.error, zipfile.BadZipFile, OSError):
         return Problem(name, "damaged or truncated")
     except MemoryError:

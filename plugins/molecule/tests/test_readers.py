@@ -386,6 +386,8 @@ class Evil:
         ({"targets": np.zeros((2, 1))}, "no array 'target_names'"),
         ({"positions": np.array([Evil()] * 5)}, "holds pickled objects, which are not read"),
         ({"positions": np.array(["a"] * 15).reshape(5, 3)}, "could not convert"),
+        ({"positions": np.ones((5, 3), complex)}, "positions holds complex128, neither real"),
+        ({"split": np.zeros(2, "i1,i1")}, "split holds void16, neither real"),
     ],
 )
 def test_bad_npz_files_are_named(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:

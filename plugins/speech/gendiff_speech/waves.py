@@ -212,7 +212,8 @@ def mel_of_file(facts: Mapping[str, Any], name: str) -> Tensor:
         mel = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise ConfigError(f"mel: {name} is no .npy file ({error}).") from None
-    if mel.ndim != 2 or mel.shape[0] != convention.mels or not np.isfinite(mel).all():
+    real = mel.dtype.kind in "iuf"
+    if not real or mel.ndim != 2 or len(mel) != convention.mels or not np.isfinite(mel).all():
         raise ConfigError(
             f"mel: {name} holds {mel.dtype} {mel.shape}. A finite log mel of {convention.mels} "
             "bands by frames is needed."

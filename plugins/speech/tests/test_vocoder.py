@@ -239,9 +239,11 @@ def test_mels_from_files(run: runs.Run, fsdd: Path, tmp_path: Path) -> None:
     assert torch.equal(by_file, by_mel)
     assert torch.equal(by_file[0].T, waves.normalised(run.facts, mel))
     np.save(tmp_path / "wrong.npy", np.zeros((80, 9)))
+    np.save(tmp_path / "text.npy", np.full((64, 9), "loud"))
     (tmp_path / "junk.npy").write_bytes(b"junk")
     for value, message in (
         (str(tmp_path / "wrong.npy"), r"holds float64 \(80, 9\). A finite log mel of 64 bands"),
+        (str(tmp_path / "text.npy"), r"holds <U4 \(64, 9\)"),
         (str(tmp_path / "junk.npy"), "junk.npy is no .npy file"),
         ("nowhere.wav", "mel: nowhere.wav does not exist"),
         ([], "mel: an empty list"),
