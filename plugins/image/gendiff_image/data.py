@@ -21,6 +21,7 @@ import os
 import pickle
 import shutil
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +55,7 @@ Pixels = NDArray[np.uint8]
 
 _PACK_BYTES = 4 << 30  # decoded sets up to this size are kept in the cache folder
 _MOST_PIXELS = 178_956_970  # of a picture, as Pillow's own limit
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # at half of that
 _FORMAT = 2  # of the files in the cache folder
 _FILES_OF = {
     "mnist": "MNIST/raw/train-images-idx3-ubyte.gz, …",
