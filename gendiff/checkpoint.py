@@ -86,9 +86,8 @@ def save(
         own = distributed.together(write_share) if shares else {}
         prints = {name: one for part in distributed.collect(own) for name, one in part.items()}
         distributed.by_first(finish)
-    except GendiffError:  # told by all: nobody writes any more
-        if distributed.present().first:
-            shutil.rmtree(temporary, ignore_errors=True)
+    except GendiffError:  # raised in all: nobody writes any more, and nobody leaves before this
+        distributed.by_first(lambda: shutil.rmtree(temporary, ignore_errors=True))
         raise
     return final
 

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
+import pickle
+import shutil
 import signal
 from pathlib import Path
 
 import group
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from gendiff import checkpoint, config, distributed, runs, train
-from gendiff.errors import ConfigError
+from gendiff.errors import CheckpointError, ConfigError
 from gendiff.testing import ToyModality
 from gendiff.world import World, from_environment, parse_shard
 
 # All columns free: where a gradient is 0 up to rounding, AdamW makes a whole step of the rounding.
-SETTING = ["toy.kind=ragged", "toy.centred=0", "train.steps=20", "train.ema_widths=[0.1]"]
+SETTING = [
+    "toy.kind=ragged",
+    "toy.centred=0",
+    "train.steps=20",
+    "train.ema_widths=[0.1]",
+    "train.batch_size=48",
+]
 FOLLOWING = ["diffusion.times={name: loss_second_moment, bins: 4}"]
 VARIANTS = {
     "ddp": [],
@@ -136,6 +145,97 @@ def test_stopped_and_killed_the_pair_ends_bit_equal(
     assert difference(final(tmp_path), final(trained / parallel)) == 0
 
 
+def cut_short(source: Path, out: Path) -> list[str]:
+    """A copy of a run without its last checkpoint, and the overrides that make it go on."""
+    shutil.copytree(source, out)
+    shutil.rmtree(folder(out) / "checkpoints" / "step-00000020")
+    return [f"out={out}", *SETTING]
+
+
+def test_any_company_goes_on_from_any_checkpoint(trained: Path, tmp_path: Path) -> None:
+    """FSDP of two to DDP and to FSDP of three, DDP to FSDP: as if nothing had changed, to 1e-5.
+
+    With three processes the shares are uneven, and some empty.
+    """
+    to_ddp = [*cut_short(trained / "fsdp", tmp_path / "ddp"), "train.parallel=ddp"]
+    to_fsdp = [*cut_short(trained / "ddp", tmp_path / "fsdp"), "train.parallel=fsdp"]
+    to_three = [*cut_short(trained / "fsdp", tmp_path / "three"), "train.parallel=fsdp"]
+    assert group.finish(group.start(2, [to_ddp, to_fsdp])) == [0, 0]
+    assert group.finish(group.start(3, [to_three])) == [0, 0, 0]
+    for name, source, shards in (("ddp", "fsdp", 0), ("fsdp", "ddp", 2), ("three", "fsdp", 3)):
+        assert "resumed from" in (folder(tmp_path / name) / "log.txt").read_text()
+        assert difference(final(tmp_path / name), final(trained / source)) < 1e-5
+        path = folder(tmp_path / name) / "checkpoints" / "step-00000020"
+        assert len(list((path / checkpoint.SHARDS).glob("*"))) == shards
+
+
+def test_each_process_writes_its_share(trained: Path) -> None:
+    """Half of each large tensor to each file, none of them in state.pt, no pickle but that."""
+    path = folder(trained / "fsdp") / "checkpoints" / "step-00000020"
+    state = torch.load(path / checkpoint.STATE, weights_only=True)
+    moments = [m for of_one in state["optimizer"]["state"].values() for m in of_one.values()]
+    sections = [state["network"], state["ema"], state["power_emas"]["0.1"]]
+    tensors = [value for section in sections for value in section.values()]
+    assert all(m.is_meta for m in tensors)
+    assert all(m.is_meta == (m.ndim > 0) for m in moments)
+    names = [name for name in checkpoint.files(path) if name.startswith(checkpoint.SHARDS)]
+    assert len(names) == 2
+    for name in names:
+        held = load_file(path / name)
+        assert len(held) == len(tensors) + 2 * len(moments) // 3
+        assert all(len(held[f"ema/{k}"]) == len(v) / 2 for k, v in state["ema"].items())
+
+
+def sign(path: Path) -> None:
+    """Gives a checkpoint the manifest of what it now holds."""
+    held = {name: checkpoint._fingerprint(path / name) for name in checkpoint.files(path)}
+    (path / checkpoint.MANIFEST).write_text(json.dumps(held))
+
+
+FORGED = {
+    "removed": lambda file: file.unlink(),
+    "empty": lambda file: file.write_bytes(b""),
+    "cut": lambda file: file.write_bytes(file.read_bytes()[:-100]),
+    "a pickle": lambda file: file.write_bytes(pickle.dumps(Path())),
+    "no offsets": lambda file: save_file(load_file(file), file),
+    "the other": lambda file: shutil.copy(file.with_name(file.name.replace("1-", "2-", 1)), file),
+    "one more": lambda file: shutil.copy(file, file.with_name("shard-3.safetensors")),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_damaged_shard(trained: Path, tmp_path: Path, name: str) -> None:
+    """The checkpoint before serves; with a manifest that was made to fit it is one error."""
+    shutil.copytree(trained / "fsdp", tmp_path / "run")
+    good, bad = checkpoint.steps(folder(tmp_path / "run") / "checkpoints")[-2:]
+    FORGED[name](bad / checkpoint.SHARDS / "shard-00001-model-00001-of-00001.safetensors")
+    said: list[str] = []
+    assert checkpoint.newest(bad.parent, said.append) == good
+    (line,) = said
+    assert "shards/shard-" in line
+    assert "is not what was written; falling back" in line
+    sign(bad)
+    checkpoint.check(bad)
+    with pytest.raises(CheckpointError, match="damaged|whole of") as error:
+        checkpoint.load_state(bad)
+    assert "\n" not in str(error.value)
+    assert str(bad) in str(error.value)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_full_disk_under_one_process(tmp_path: Path, rank: int) -> None:
+    """It tells the system's reason, the other nothing; no half is left; then on to the end."""
+    job = [f"out={tmp_path}", *SETTING, "train.parallel=fsdp", "train.checkpoint_every_steps=20"]
+    members = group.start(2, [job], limits={rank: 8192}, told=tmp_path)
+    for process in members:
+        process.join(60)
+    assert [process.exitcode for process in members] == [2, 2]
+    lines = [(tmp_path / f"{r}.txt").read_text() for r in (0, 1)]
+    assert "step-00000020 cannot be written: File too large" in lines[rank]
+    assert not lines[1 - rank]
+    assert not list((folder(tmp_path) / "checkpoints").iterdir())
+
+
 def test_what_is_sharded_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of a list, the inner before the outer, then the root; none twice, none empty."""
     inner = torch.nn.Sequential(torch.nn.Linear(2, 2))
@@ -153,7 +253,7 @@ def test_what_is_sharded_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_batch_must_be_dealt_out_evenly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = alone(tmp_path, "train.accumulate=2")
+    run = alone(tmp_path, "train.accumulate=2", "train.batch_size=16")
     monkeypatch.setattr(distributed, "present", lambda: World(0, 3))
     with pytest.raises(
         ConfigError, match="16 cannot be dealt out to 3 processes .* multiple of 6"
