@@ -12,9 +12,8 @@ all.
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +98,7 @@ def read(
     reader = HuggingFaceStorageReader(str(folder))
     held: Any = reader.read_metadata().state_dict_metadata
     for path, value in wanted.items():
-        # DCP leaves alone what no file holds a piece of.
-        pieces = sum(math.prod(chunk.sizes) for chunk in held[path].chunks) if path in held else -1
-        if pieces != value.numel() or held[path].size != value.shape:
+        if path not in held or not _complete(held[path].chunks, value.shape):
             raise CheckpointError(f"{folder} does not hold the whole of '{path}'. Remove it")
     places = {path: blank(value) for path, value in wanted.items()}
     try:
@@ -111,6 +108,16 @@ def read(
     except CheckpointException as error:
         raise _first(error) from None
     return _changed(tree, lambda path, value: places.get(path, value))
+
+
+def _complete(pieces: Iterable[Any], shape: torch.Size) -> bool:
+    """Whether pieces cut along the first dimension, as FSDP2 cuts, leave no gap; DCP skips it."""
+    end = 0
+    for piece in sorted(pieces, key=lambda piece: piece.offsets):
+        if (*piece.offsets, *piece.sizes[1:]) != (end, *[0] * (len(shape) - 1), *shape[1:]):
+            return False
+        end += piece.sizes[0]
+    return end == shape[0]
 
 
 def _first(error: Any) -> BaseException:
