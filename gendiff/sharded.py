@@ -2,9 +2,9 @@
 
 A state is a tree of dicts, lists and values. :func:`split` takes the sharded tensors (DTensors)
 out of it and leaves a tensor without values (of torch's device ``meta``) in the place of each, so
-that shape, type and structure stay. Every process writes its share of those that were taken to a
-safetensors file of its own, whose header tells where each piece belongs. DCP's usual format has a
-pickle and is not used; and as only tensors are handed to it, its writer pickles nothing either.
+that shape, type and structure stay. Every process writes its share of those that were taken to
+safetensors files of its own, whose headers tell where each piece belongs. DCP's usual format has
+a pickle and is not used; and as only tensors are handed to it, this writer pickles nothing.
 
 Whoever reads takes from the files the pieces that it needs: its share of another division, or
 all.
@@ -20,8 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gendiff.distributed import sharded
+from gendiff.distributed import local, sharded
 from gendiff.errors import CheckpointError
+
+FILE_BYTES = 2**27  # about; the writer holds a file twice in main memory
 
 
 def _changed(tree: Any, change: Callable[[str, Any], Any], path: str = "") -> Any:
@@ -56,7 +58,11 @@ def write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    number, size = {}, 0
+    for path, tensor in tensors.items():
+        number[path] = 1 + size // FILE_BYTES
+        size += local(tensor).nbytes
+    writer = HuggingFaceStorageWriter(str(folder), number, save_distributed=True)
     try:
         save(dict(tensors), storage_writer=writer)
     except CheckpointException as error:
