@@ -31,6 +31,8 @@ HIDDEN, BLOCKS = 1024, 48
 
 
 class Deep(ToyNet):
+    """The toy's network and many square layers, each sharded on its own."""
+
     def __init__(self) -> None:
         super().__init__(HIDDEN)
         self.blocks = nn.ModuleList(nn.Linear(HIDDEN, HIDDEN) for _ in range(BLOCKS))
@@ -43,6 +45,8 @@ class Deep(ToyNet):
 
 
 class DeepToy(ToyModality):
+    """The toy with that network."""
+
     def backbone(self, section: object, facts: object) -> nn.Module:
         return Deep()
 

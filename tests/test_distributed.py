@@ -12,8 +12,11 @@ import group
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed import HashStore
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
-from gendiff import checkpoint, config, distributed, runs, train
+from gendiff import checkpoint, config, distributed, runs, sharded, train
 from gendiff.errors import CheckpointError, ConfigError
 from gendiff.testing import ToyModality
 from gendiff.world import World, from_environment, parse_shard
@@ -184,6 +187,31 @@ def test_each_process_writes_its_share(trained: Path) -> None:
         held = load_file(path / name)
         assert len(held) == len(tensors) + 2 * len(moments) // 3
         assert all(len(held[f"ema/{k}"]) == len(v) / 2 for k, v in state["ema"].items())
+
+
+def test_a_large_share_goes_to_several_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None larger than what the writer may hold twice and one tensor; all is read back."""
+    monkeypatch.setattr(sharded, "FILE_BYTES", 1000)
+    torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        dealt = {
+            str(i): distribute_tensor(torch.full((10 * i, 3), float(i)), mesh, [Shard(0)])
+            for i in range(1, 9)
+        }
+        tree, taken = sharded.split({"moments": [dealt, {"step": 7}]})
+        sharded.write(tmp_path, taken)
+    finally:
+        torch.distributed.destroy_process_group()
+    sizes = [sum(t.nbytes for t in load_file(path).values()) for path in sharded.own(tmp_path, 0)]
+    assert len(sizes) == 4
+    assert max(sizes) < 1000 + dealt["8"].nbytes
+    whole = sharded.read(tmp_path, tree, lambda t: torch.zeros_like(t, device="cpu"))
+    read, rest = whole["moments"]
+    assert rest == {"step": 7}
+    assert all(torch.equal(read[k], v.to_local()) for k, v in dealt.items())
 
 
 def sign(path: Path) -> None:
