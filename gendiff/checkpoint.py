@@ -2,8 +2,8 @@
 
 A checkpoint is a folder ``step-00002000`` with ``state.pt`` (everything that resuming needs),
 ``model.safetensors`` (the averaged weights, for sampling) and ``manifest.json`` (size and SHA-256
-of each file). Of a sharded training a folder ``shards`` holds the large tensors of the state, a
-file of each process (:mod:`gendiff.sharded`). All is written under a temporary name, flushed to
+of each file). Of a sharded training a folder ``shards`` holds the large tensors of the state, in
+files of each process (:mod:`gendiff.sharded`). All is written under a temporary name, flushed to
 disk and renamed; old ones are deleted only afterwards. Loading never unpickles code.
 """
 

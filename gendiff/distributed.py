@@ -90,11 +90,9 @@ def together(action: Callable[[], T]) -> T:
     failed = gather(torch.tensor(error is not None)).nonzero()
     if len(failed):
         first = int(failed[0])
-        raise (
-            error
-            if error and world.rank == first
-            else OtherProcessError(f"process {first} failed; see its message")
-        )
+        if error is not None and world.rank == first:
+            raise error
+        raise OtherProcessError(f"process {first} failed; see its message")
     return cast(T, result)
 
 
