@@ -6,8 +6,9 @@ After each, every checkpoint that bears its name is checked against its fingerpr
 
     python benchmarks/soak.py --kills 50 --steps 900 --seed 0
 
-With ``--ranks 2`` each training is of two processes (gloo, DDP): one, chosen at random, gets the
-signal, and after a SIGKILL the other is killed too, as torchrun does. With ``--rounds 30`` it
+With ``--ranks 2`` each training is of two processes (gloo): one, chosen at random, gets the
+signal, and after a SIGKILL the other is killed too, as torchrun does. ``--parallel fsdp`` shards
+the training and its checkpoints. With ``--rounds 30`` it
 instead trains so many times without a kill and counts how the processes ended; with ``--memory``
 it trains 5,000 steps without a kill and prints the resident memory.
 """
@@ -74,9 +75,10 @@ def finished(members: list[BaseProcess]) -> list[int | None]:
     return [p.exitcode for p in members]
 
 
-def settings(steps: int) -> list[str]:
+def settings(steps: int, parallel: str) -> list[str]:
     often = ["train.checkpoint_every_steps=2", "train.log_every_steps=2"]
-    return [f"train.steps={steps}", *often, "train.sample_every_steps=50", "toy.hidden=256"]
+    size = ["toy.hidden=256", f"train.parallel={parallel}"]
+    return [f"train.steps={steps}", *often, "train.sample_every_steps=50", *size]
 
 
 def checkpoints(out: Path) -> Path:
@@ -108,10 +110,10 @@ def same(a: object, b: object) -> bool:
     return a == b
 
 
-def soak(kills: int, steps: int, seed: int, ranks: int, out: Path) -> bool:
+def soak(kills: int, given: list[str], seed: int, ranks: int, out: Path) -> bool:
     chance = random.Random(seed)
     begin = time.monotonic()
-    assert not any(finished(started(ranks, out / "whole", settings(steps))))
+    assert not any(finished(started(ranks, out / "whole", given)))
     once = time.monotonic() - begin
     folder = checkpoints(out / "killed")
     counts = dict.fromkeys(
@@ -120,7 +122,7 @@ def soak(kills: int, steps: int, seed: int, ranks: int, out: Path) -> bool:
     for _ in range(kills):
         number = chance.choice([signal.SIGKILL, signal.SIGTERM])
         before = newest_step(folder)
-        members = started(ranks, out / "killed", settings(steps))
+        members = started(ranks, out / "killed", given)
         process = chance.choice(members)
         deadline = time.monotonic() + (chance.uniform(0, 0.4) if chance.random() < 0.2 else 60)
         while time.monotonic() < deadline and newest_step(folder) == before:
@@ -140,7 +142,7 @@ def soak(kills: int, steps: int, seed: int, ranks: int, out: Path) -> bool:
             counts["wrong exit"] += process.exitcode != -signal.SIGKILL
         elif trained:
             counts["wrong exit"] += any(codes)
-    counts["wrong exit"] += any(finished(started(ranks, out / "killed", settings(steps))))
+    counts["wrong exit"] += any(finished(started(ranks, out / "killed", given)))
     a, b = (checkpoint.newest(checkpoints(out / name), print) for name in ("whole", "killed"))
     assert a is not None
     assert b is not None
@@ -150,19 +152,19 @@ def soak(kills: int, steps: int, seed: int, ranks: int, out: Path) -> bool:
         + ", ".join(f"{v} {k}" for k, v in counts.items())
     )
     print(
-        f"{steps} steps, a checkpoint every 2; {once:.0f} s uninterrupted, "
+        f"{given[0]}, a checkpoint every 2; {once:.0f} s uninterrupted, "
         f"{time.monotonic() - begin - once:.0f} s with the kills"
     )
     print(f"final state bit-equal to the uninterrupted run: {equal}")
     return equal and not counts["unreadable"] and not counts["wrong exit"]
 
 
-def repeat(rounds: int, steps: int, ranks: int, out: Path) -> bool:
+def repeat(rounds: int, given: list[str], ranks: int, out: Path) -> bool:
     codes: Counter[int | None] = Counter()
     for i in range(rounds):
-        codes.update(finished(started(ranks, out / str(i), settings(steps))))
+        codes.update(finished(started(ranks, out / str(i), given)))
     told = ", ".join(f"{count} with exit code {code}" for code, count in codes.items())
-    print(f"{rounds} trainings of {steps} steps by {ranks} processes each: {told}")
+    print(f"{rounds} trainings, {given[0]}, by {ranks} processes each: {told}")
     return set(codes) == {0}
 
 
@@ -197,17 +199,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--parallel", choices=["ddp", "fsdp"], default="ddp")
     parser.add_argument("--rounds", type=int, default=0)
     parser.add_argument("--memory", action="store_true")
     args = parser.parse_args()
     CONTEXT.set_forkserver_preload(["gendiff.train", "gendiff.testing"])
+    given = settings(args.steps, args.parallel)
     with tempfile.TemporaryDirectory() as folder:
         if args.memory:
             fine = memory(5000, Path(folder))
         elif args.rounds:
-            fine = repeat(args.rounds, args.steps, args.ranks, Path(folder))
+            fine = repeat(args.rounds, given, args.ranks, Path(folder))
         else:
-            fine = soak(args.kills, args.steps, args.seed, args.ranks, Path(folder))
+            fine = soak(args.kills, given, args.seed, args.ranks, Path(folder))
     raise SystemExit(0 if fine else 1)
 
 

@@ -2,8 +2,9 @@
 
 A checkpoint is a folder ``step-00002000`` with ``state.pt`` (everything that resuming needs),
 ``model.safetensors`` (the averaged weights, for sampling) and ``manifest.json`` (size and SHA-256
-of both). It is written under a temporary name, flushed to disk and renamed; old ones are deleted
-only afterwards. Loading never unpickles code.
+of each file). Of a sharded training a folder ``shards`` holds the large tensors of the state, in
+files of each process (:mod:`gendiff.sharded`). All is written under a temporary name, flushed to
+disk and renamed; old ones are deleted only afterwards. Loading never unpickles code.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from gendiff import distributed, sharded
 from gendiff.errors import CheckpointError, GendiffError, reason
 
 STATE, WEIGHTS, MANIFEST = "state.pt", "model.safetensors", "manifest.json"
+SHARDS = "shards"
 
 
 def save(
@@ -38,30 +41,68 @@ def save(
 ) -> Path:
     """Writes the checkpoint of a step and deletes all but the newest ``keep``.
 
+    In a group all processes call it: each writes its share of what is sharded, process 0 the rest.
+
+    Args:
+        folder: Of the checkpoints.
+        step: Names it.
+        state: A tree of dicts and lists; its tensors may be sharded.
+        weights: Whole, in process 0.
+        metadata: Kept beside the weights.
+        keep: How many stay.
+
     Raises:
         CheckpointError: It cannot be written; those before are as they were.
     """
     final = folder / f"step-{step:08d}"
     temporary = final.with_suffix(".tmp")
+    small, shares = sharded.split(state)
+
+    def begin() -> None:
+        with _told(final):
+            folder.mkdir(parents=True, exist_ok=True)
+            for leftover in folder.glob("*.tmp"):
+                shutil.rmtree(leftover)
+            temporary.mkdir()
+
+    def write_share() -> dict[str, Any]:
+        with _told(final):
+            sharded.write(temporary / SHARDS, shares)
+            paths = sharded.own(temporary / SHARDS, distributed.present().rank)
+            return {f"{SHARDS}/{path.name}": _fingerprint(path) for path in paths}
+
+    def finish() -> None:
+        with _told(final):
+            _write(temporary, small, weights, metadata, prints)
+            if final.exists():  # the same step, saved again after a resume from an older one
+                _discard(final)
+            temporary.rename(final)
+            _flush(folder)
+            for old in steps(folder)[:-keep]:
+                _discard(old)
+
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob("*.tmp"):
-            shutil.rmtree(leftover)
-        _write(temporary, state, weights, metadata)
-        if final.exists():  # the same step, saved again after a resume from an older one
-            _discard(final)
-        temporary.rename(final)
-        _flush(folder)
-        for old in steps(folder)[:-keep]:
-            _discard(old)
+        distributed.by_first(begin)
+        own = distributed.together(write_share) if shares else {}
+        prints = {name: one for part in distributed.collect(own) for name, one in part.items()}
+        distributed.by_first(finish)
+    except GendiffError:  # raised in all: nobody writes any more, and nobody leaves before this
+        distributed.by_first(lambda: shutil.rmtree(temporary, ignore_errors=True))
+        raise
+    return final
+
+
+@contextmanager
+def _told(final: Path) -> Iterator[None]:
+    """What keeps a checkpoint from being written, in one line."""
+    try:
+        yield
     # torch and safetensors have errors of their own for a disk that is full.
     except (OSError, RuntimeError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
             f"checkpoint {final} cannot be written: {_why(error)}. Those before it are as they "
             "were: make room there, then give the same command again"
         ) from error
-    return final
 
 
 def _why(error: BaseException) -> str:
@@ -84,16 +125,16 @@ def _write(
     state: Mapping[str, Any],
     weights: Mapping[str, Tensor],
     metadata: Mapping[str, str],
+    prints: Mapping[str, Any],
 ) -> None:
-    temporary.mkdir()
     with (temporary / STATE).open("wb") as file:
         torch.save(dict(state), file)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     save_file(tensors, temporary / WEIGHTS, dict(metadata))
-    manifest = {name: _fingerprint(temporary / name) for name in (STATE, WEIGHTS)}
-    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    whole = {name: _fingerprint(temporary / name) for name in (STATE, WEIGHTS)}
+    (temporary / MANIFEST).write_text(json.dumps({**whole, **prints}, indent=1))
     for path in temporary.iterdir():
-        _flush(path)
+        _flush(path)  # of the shards the folder, whose files have been
     _flush(temporary)
 
 
@@ -126,9 +167,16 @@ def check(path: Path) -> None:
         manifest = dict(json.loads((path / MANIFEST).read_text()))
     except (OSError, ValueError, TypeError):
         raise CheckpointError(f"checkpoint {path} is damaged: no readable {MANIFEST}") from None
-    for name in (STATE, WEIGHTS):
-        if not (path / name).is_file() or _fingerprint(path / name) != manifest.get(name):
+    there = files(path)
+    for name in {**dict.fromkeys((STATE, WEIGHTS)), **dict.fromkeys(there), **manifest}:
+        if name not in there or _fingerprint(path / name) != manifest.get(name):
             raise CheckpointError(f"checkpoint {path} is damaged: {name} is not what was written")
+
+
+def files(path: Path) -> list[str]:
+    """The names of a checkpoint's files, but for the manifest."""
+    shards = [f"{SHARDS}/{p.name}" for p in sorted((path / SHARDS).glob("*"))]
+    return [name for name in (STATE, WEIGHTS, *shards) if (path / name).is_file()]
 
 
 def manifest(path: Path) -> str:
@@ -202,15 +250,25 @@ def readable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def load_state(path: Path) -> dict[str, Any]:
+def load_state(path: Path, blank: Callable[[Tensor], Tensor] | None = None) -> dict[str, Any]:
     """What ``save`` was given as ``state``, on the CPU.
+
+    Args:
+        path: The checkpoint.
+        blank: Makes the place for a tensor that was sharded; by default all of it, on the CPU.
 
     Raises:
         CheckpointError: It is something else.
     """
     with readable(path / STATE), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # torch's, of a pickle that is not its own
-        return dict(torch.load(path / STATE, map_location="cpu", weights_only=True))
+        state = dict(torch.load(path / STATE, map_location="cpu", weights_only=True))
+    with readable(path / SHARDS):
+        return sharded.read(path / SHARDS, state, blank or _whole)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return torch.zeros_like(tensor, device="cpu")
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

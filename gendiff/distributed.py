@@ -6,8 +6,10 @@ talk of three things only: gradients (torch's part), whether to stop, and what i
 - DDP (``train.parallel=ddp``): every process holds the whole network and averages the gradients.
 - FSDP2 (``train.parallel=fsdp``, ``torch.distributed.fsdp.fully_shard``): every process holds a
   share of each parameter, of its gradient, of AdamW's moments and of the averages; Zhao et al.,
-  2023, https://arxiv.org/abs/2304.11277. Checkpoints hold the whole, so that any number of
-  processes can go on from them.
+  2023, https://arxiv.org/abs/2304.11277. Each writes its share of a checkpoint
+  (:mod:`gendiff.sharded`).
+
+Any number of processes, of either kind, can go on from any checkpoint.
 
 In a process that has joined no group, all of this is the identity.
 """
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -70,25 +72,40 @@ def gather(value: Tensor) -> Tensor:
     return torch.stack(parts)
 
 
-def by_first(action: Callable[[], T]) -> T:
-    """Process 0 acts, the others wait; all get what it returns, which must be plain.
+def together(action: Callable[[], T]) -> T:
+    """All processes act and wait for each other; each gets what its own action returns.
 
     Raises:
-        GendiffError: What the action raised; in the others an :class:`OtherProcessError`.
+        GendiffError: What the action raised in this process, if it is the first where it failed;
+            in the others an :class:`OtherProcessError`. So a fault is told once and ends all.
     """
     world = present()
     if world.size == 1:
         return action()
-    answer: list[Any] = [None, False]
-    error = None
-    if world.first:
-        try:
-            answer[0] = action()
-        except GendiffError as problem:
-            error, answer[1] = problem, True
-    dist.broadcast_object_list(answer)
-    if answer[1]:
-        raise error or OtherProcessError("process 0 failed; see its message")
+    error, result = None, None
+    try:
+        result = action()
+    except GendiffError as problem:
+        error = problem
+    failed = gather(torch.tensor(error is not None)).nonzero()
+    if len(failed):
+        first = int(failed[0])
+        if error is not None and world.rank == first:
+            raise error
+        raise OtherProcessError(f"process {first} failed; see its message")
+    return cast(T, result)
+
+
+def by_first(action: Callable[[], T]) -> T:
+    """Process 0 acts, the others wait; all get what it returns, which must be plain.
+
+    Raises:
+        GendiffError: As :func:`together`.
+    """
+    world = present()
+    answer: list[Any] = [together(lambda: action() if world.first else None)]
+    if world.size > 1:
+        dist.broadcast_object_list(answer)
     return answer[0]
 
 
@@ -155,74 +172,63 @@ def whole(tensor: Tensor) -> Tensor:
     return full
 
 
-def _sharded(network: nn.Module) -> bool:
-    return any(hasattr(p, "full_tensor") for p in network.parameters())
+def sharded(value: Any) -> bool:
+    """Whether it is a tensor of which each process holds a share."""
+    return hasattr(value, "full_tensor")
 
 
-def _full() -> Any:
-    from torch.distributed.checkpoint.state_dict import StateDictOptions
+def _deal(value: Any, like: Any) -> Any:
+    """A whole tensor's share, where ``like`` is sharded; anything else as it is. No talk."""
+    if not sharded(like) or sharded(value):
+        return value
+    from torch.distributed.tensor import distribute_tensor
 
-    return StateDictOptions(full_state_dict=True, cpu_offload=True)
+    share = distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+    return share.clone()  # else a view keeps the whole alive
+
+
+def blank_like(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Zeros of a tensor's whole shape and type, sharded as the parameters of a network are."""
+    from torch.distributed.tensor import zeros
+
+    like: Any = next(network.parameters())
+    place = {"device_mesh": like.device_mesh, "placements": like.placements}
+    return lambda tensor: zeros(tensor.shape, dtype=tensor.dtype, **place)
 
 
 def state_of(network: nn.Module) -> dict[str, Any]:
-    """The whole state of a network; of a sharded one in process 0 alone, on the CPU."""
-    if not _sharded(network):
-        return network.state_dict()
-    from torch.distributed.checkpoint.state_dict import get_model_state_dict
+    """The whole state of a network; of a sharded one in process 0 alone, on the CPU.
 
-    return get_model_state_dict(network, options=_full())
+    It is gathered tensor by tensor.
+    """
+    if not any(map(sharded, network.parameters())):
+        return network.state_dict()
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return get_model_state_dict(network, options=options)
 
 
 def load_state(network: nn.Module, state: Mapping[str, Any]) -> None:
-    """Loads what :func:`state_of` gave, which every process must have.
+    """Loads a state, whole in every process or sharded as the network is.
 
     Raises:
         RuntimeError: It does not fit.
     """
-    if not _sharded(network):
-        network.load_state_dict(state)
-        return
-    from torch.distributed.checkpoint.state_dict import set_model_state_dict
-
-    set_model_state_dict(network, dict(state), options=_full())
+    own = network.state_dict()
+    network.load_state_dict({name: _deal(value, own.get(name)) for name, value in state.items()})
 
 
-def optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The whole state of an optimiser as ``optimizer.state_dict()`` in one process would be."""
-    if not _sharded(network):
-        return optimizer.state_dict()
-    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
-
-    state: Any = get_optimizer_state_dict(network, optimizer, options=_full())
-    if not present().first:
-        return {}
-    number = _numbers(network)
-    moments = {number[name]: value for name, value in state["state"].items()}
-    groups = [g | {"params": [number[n] for n in g["params"]]} for g in state["param_groups"]]
-    return {"state": moments, "param_groups": groups}
-
-
-def load_optimizer(
-    network: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
-) -> None:
-    """Loads what :func:`optimizer_state` gave, which every process must have.
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Loads a state of an optimiser, whole in every process or sharded as its parameters are.
 
     Raises:
         ValueError: It does not fit.
     """
-    if not _sharded(network):
-        optimizer.load_state_dict(dict(state))
-        return
-    from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
-
-    name = {i: n for n, i in _numbers(network).items()}
-    moments = {name[i]: value for i, value in state["state"].items()}
-    groups = [g | {"params": [name[i] for i in g["params"]]} for g in state["param_groups"]]
-    full: dict[str, Any] = {"state": moments, "param_groups": groups}
-    set_optimizer_state_dict(network, optimizer, full, options=_full())
-
-
-def _numbers(network: nn.Module) -> dict[str, int]:
-    """An optimiser numbers the parameters in the network's order."""
-    return {name: i for i, (name, _) in enumerate(network.named_parameters())}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    moments = {
+        # What has no dimension counts steps, and every process holds it.
+        i: {k: _deal(v, parameters[i]) if v.ndim else v for k, v in values.items()}
+        for i, values in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": moments})

@@ -257,37 +257,33 @@ class Trainer:
         return Model(self.run, network, self.device, self.autocast, self.step)
 
     def save(self) -> Path:
-        """Writes a checkpoint of the present step; process 0 does.
+        """Writes a checkpoint of the present step.
 
         Raises:
             CheckpointError: It cannot be written; those before are as they were.
         """
-        averages = {str(e.width): distributed.state_of(e.module) for e in self.power_emas}
-        weights = distributed.state_of(self.ema.module)
         state = {
             "step": self.step,
             "elapsed": self.elapsed,
             "skipped": self.skipped,
             "history": self.history,
-            "network": distributed.state_of(self.network),
-            "ema": weights,
-            "power_emas": averages,
-            "optimizer": distributed.optimizer_state(self.network, self.optimizer),
+            "network": self.network.state_dict(),
+            "ema": self.ema.module.state_dict(),
+            "power_emas": {str(e.width): e.module.state_dict() for e in self.power_emas},
+            "optimizer": self.optimizer.state_dict(),
         }
         metadata = {
             "modality": self.run.modality.name,
             "step": str(self.step),
             "facts": json.dumps(self.run.facts),
         }
-        return distributed.by_first(
-            lambda: checkpoint.save(
-                self.run.checkpoints,
-                self.step,
-                state,
-                weights,
-                metadata,
-                self.config.keep_checkpoints,
-            )
+        return checkpoint.save(
+            self.run.checkpoints,
+            self.step,
+            state,
+            distributed.state_of(self.ema.module),
+            metadata,
+            self.config.keep_checkpoints,
         )
 
     def begin(self, weights: Mapping[str, Tensor]) -> None:
@@ -301,8 +297,13 @@ class Trainer:
         Raises:
             CheckpointError: It does not fit the configuration.
         """
-        with checkpoint.readable(path / checkpoint.STATE):
-            self._restore(checkpoint.load_state(path), path)
+        blank = distributed.blank_like(self.network) if self.sharded else None
+
+        def act() -> None:
+            with checkpoint.readable(path / checkpoint.STATE):
+                self._restore(checkpoint.load_state(path, blank), path)
+
+        distributed.together(act)
 
     def _restore(self, state: Mapping[str, Any], path: Path) -> None:
         restore(self.network, state["network"], path)
@@ -318,7 +319,7 @@ class Trainer:
             if step > state["step"] and self.world.first:
                 snapshot.unlink()
         try:
-            distributed.load_optimizer(self.network, self.optimizer, state["optimizer"])
+            distributed.load_optimizer(self.optimizer, state["optimizer"])
         except ValueError as error:
             raise CheckpointError(
                 f"checkpoint {path} does not fit the optimiser: {error}"

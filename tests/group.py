@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -15,11 +16,19 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["group", "gendiff.train", "gendiff.testing", "gendiff.evaluate"])
 
 
-def member(rank: int, size: int, port: int, jobs: Sequence[Sequence[str]], delay: float) -> None:
+def member(
+    rank: int,
+    size: int,
+    port: int,
+    jobs: Sequence[Sequence[str]],
+    delay: float,
+    limits: Mapping[int, int],
+    told: Path | None,
+) -> None:
     """One process of a group that does some trainings, a list of overrides each."""
     import torch
 
-    from gendiff import config, console, distributed, runs, train
+    from gendiff import config, console, distributed, errors, runs, train
     from gendiff.testing import ToyModality
 
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
@@ -32,23 +41,48 @@ def member(rank: int, size: int, port: int, jobs: Sequence[Sequence[str]], delay
         return advance(self, parts)
 
     train.Trainer.advance = slow  # type: ignore[method-assign]
+    if rank in limits:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limits[rank], limits[rank]))
     modality = ToyModality()
     with distributed.joined(torch.device("cpu")) as world:
         console.out.quiet = not world.first
         for overrides in jobs:
             resolved = config.resolve(modality, overrides=overrides)
             facts = modality.prepare(resolved.toy).facts  # type: ignore[attr-defined]
-            train.train(runs.start(modality, resolved, facts))
+            try:
+                train.train(runs.start(modality, resolved, facts))
+            except errors.GendiffError as error:
+                if told is None:
+                    raise
+                (told / f"{rank}.txt").write_text(errors.explained(error) or "")
+                raise SystemExit(2) from None
 
 
-def start(size: int, jobs: Sequence[Sequence[str]], delay: float = 0.0) -> list[BaseProcess]:
-    """Starts a group."""
+def start(
+    size: int,
+    jobs: Sequence[Sequence[str]],
+    delay: float = 0.0,
+    limits: Mapping[int, int] | None = None,
+    told: Path | None = None,
+) -> list[BaseProcess]:
+    """Starts a group.
+
+    Args:
+        size: Of the group.
+        jobs: Overrides, a list for each training.
+        delay: Seconds before each step.
+        limits: The largest file, in bytes, that processes may write, by rank.
+        told: Where each process writes its error's line, as the command line would say it.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     members = []
     for rank in range(size):
-        process = _CONTEXT.Process(target=member, args=(rank, size, port, jobs, delay))
+        process = _CONTEXT.Process(
+            target=member, args=(rank, size, port, jobs, delay, limits or {}, told)
+        )
         process.start()
         members.append(process)
     return members

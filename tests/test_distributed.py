@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import json
+import pickle
+import shutil
 import signal
 from pathlib import Path
 
 import group
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch.distributed import HashStore
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
-from gendiff import checkpoint, config, distributed, runs, train
-from gendiff.errors import ConfigError
+from gendiff import checkpoint, config, distributed, runs, sharded, train
+from gendiff.errors import CheckpointError, ConfigError
 from gendiff.testing import ToyModality
 from gendiff.world import World, from_environment, parse_shard
 
 # All columns free: where a gradient is 0 up to rounding, AdamW makes a whole step of the rounding.
-SETTING = ["toy.kind=ragged", "toy.centred=0", "train.steps=20", "train.ema_widths=[0.1]"]
+SETTING = [
+    "toy.kind=ragged",
+    "toy.centred=0",
+    "train.steps=20",
+    "train.ema_widths=[0.1]",
+    "train.batch_size=48",
+]
 FOLLOWING = ["diffusion.times={name: loss_second_moment, bins: 4}"]
 VARIANTS = {
     "ddp": [],
@@ -136,6 +148,122 @@ def test_stopped_and_killed_the_pair_ends_bit_equal(
     assert difference(final(tmp_path), final(trained / parallel)) == 0
 
 
+def cut_short(source: Path, out: Path) -> list[str]:
+    """A copy of a run without its last checkpoint, and the overrides that make it go on."""
+    shutil.copytree(source, out)
+    shutil.rmtree(folder(out) / "checkpoints" / "step-00000020")
+    return [f"out={out}", *SETTING]
+
+
+def test_any_company_goes_on_from_any_checkpoint(trained: Path, tmp_path: Path) -> None:
+    """FSDP of two to DDP and to FSDP of three, DDP to FSDP: as if nothing had changed, to 1e-5.
+
+    With three processes the shares are uneven, and some empty.
+    """
+    to_ddp = [*cut_short(trained / "fsdp", tmp_path / "ddp"), "train.parallel=ddp"]
+    to_fsdp = [*cut_short(trained / "ddp", tmp_path / "fsdp"), "train.parallel=fsdp"]
+    to_three = [*cut_short(trained / "fsdp", tmp_path / "three"), "train.parallel=fsdp"]
+    assert group.finish(group.start(2, [to_ddp, to_fsdp])) == [0, 0]
+    assert group.finish(group.start(3, [to_three])) == [0, 0, 0]
+    for name, source, shards in (("ddp", "fsdp", 0), ("fsdp", "ddp", 2), ("three", "fsdp", 3)):
+        assert "resumed from" in (folder(tmp_path / name) / "log.txt").read_text()
+        assert difference(final(tmp_path / name), final(trained / source)) < 1e-5
+        path = folder(tmp_path / name) / "checkpoints" / "step-00000020"
+        assert len(list((path / checkpoint.SHARDS).glob("*"))) == shards
+
+
+def test_each_process_writes_its_share(trained: Path) -> None:
+    """Half of each large tensor to each file, none of them in state.pt, no pickle but that."""
+    path = folder(trained / "fsdp") / "checkpoints" / "step-00000020"
+    state = torch.load(path / checkpoint.STATE, weights_only=True)
+    moments = [m for of_one in state["optimizer"]["state"].values() for m in of_one.values()]
+    sections = [state["network"], state["ema"], state["power_emas"]["0.1"]]
+    tensors = [value for section in sections for value in section.values()]
+    assert all(m.is_meta for m in tensors)
+    assert all(m.is_meta == (m.ndim > 0) for m in moments)
+    names = [name for name in checkpoint.files(path) if name.startswith(checkpoint.SHARDS)]
+    assert len(names) == 2
+    for name in names:
+        held = load_file(path / name)
+        assert len(held) == len(tensors) + 2 * len(moments) // 3
+        assert all(len(held[f"ema/{k}"]) == len(v) / 2 for k, v in state["ema"].items())
+
+
+def test_a_large_share_goes_to_several_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None larger than what the writer may hold twice and one tensor; all is read back."""
+    monkeypatch.setattr(sharded, "FILE_BYTES", 1000)
+    torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        dealt = {
+            str(i): distribute_tensor(torch.full((10 * i, 3), float(i)), mesh, [Shard(0)])
+            for i in range(1, 9)
+        }
+        tree, taken = sharded.split({"moments": [dealt, {"step": 7}]})
+        sharded.write(tmp_path, taken)
+    finally:
+        torch.distributed.destroy_process_group()
+    sizes = [sum(t.nbytes for t in load_file(path).values()) for path in sharded.own(tmp_path, 0)]
+    assert len(sizes) == 4
+    assert max(sizes) < 1000 + dealt["8"].nbytes
+    whole = sharded.read(tmp_path, tree, lambda t: torch.zeros_like(t, device="cpu"))
+    read, rest = whole["moments"]
+    assert rest == {"step": 7}
+    assert all(torch.equal(read[k], v.to_local()) for k, v in dealt.items())
+
+
+def sign(path: Path) -> None:
+    """Gives a checkpoint the manifest of what it now holds."""
+    held = {name: checkpoint._fingerprint(path / name) for name in checkpoint.files(path)}
+    (path / checkpoint.MANIFEST).write_text(json.dumps(held))
+
+
+FORGED = {
+    "removed": lambda a, b: a.unlink(),
+    "empty": lambda a, b: a.write_bytes(b""),
+    "cut": lambda a, b: a.write_bytes(a.read_bytes()[:-100]),
+    "a pickle": lambda a, b: a.write_bytes(pickle.dumps(Path())),
+    "no offsets": lambda a, b: save_file(load_file(b), b),
+    "the other": lambda a, b: shutil.copy(b, a),
+    "one more": lambda a, b: shutil.copy(a, a.with_name("shard-3.safetensors")),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_damaged_shard(trained: Path, tmp_path: Path, name: str) -> None:
+    """The checkpoint before serves; with a manifest that was made to fit it is one error."""
+    shutil.copytree(trained / "fsdp", tmp_path / "run")
+    good, bad = checkpoint.steps(folder(tmp_path / "run") / "checkpoints")[-2:]
+    FORGED[name](*sorted((bad / checkpoint.SHARDS).iterdir()))
+    said: list[str] = []
+    assert checkpoint.newest(bad.parent, said.append) == good
+    (line,) = said
+    assert "shards/shard-" in line
+    assert "is not what was written; falling back" in line
+    sign(bad)
+    checkpoint.check(bad)
+    with pytest.raises(CheckpointError, match="damaged|whole of") as error:
+        checkpoint.load_state(bad)
+    assert "\n" not in str(error.value)
+    assert str(bad) in str(error.value)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_full_disk_under_one_process(tmp_path: Path, rank: int) -> None:
+    """Both end, one tells the system's reason, and no half is left."""
+    job = [f"out={tmp_path}", *SETTING, "train.parallel=fsdp", "train.checkpoint_every_steps=20"]
+    members = group.start(2, [job], limits={rank: 8192}, told=tmp_path)
+    for process in members:
+        process.join(60)
+    assert [process.exitcode for process in members] == [2, 2]
+    (line,) = [text for r in (0, 1) if (text := (tmp_path / f"{r}.txt").read_text())]
+    assert "step-00000020 cannot be written: File too large" in line
+    assert "\n" not in line
+    assert not list((folder(tmp_path) / "checkpoints").iterdir())
+
+
 def test_what_is_sharded_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of a list, the inner before the outer, then the root; none twice, none empty."""
     inner = torch.nn.Sequential(torch.nn.Linear(2, 2))
@@ -153,7 +281,7 @@ def test_what_is_sharded_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_batch_must_be_dealt_out_evenly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = alone(tmp_path, "train.accumulate=2")
+    run = alone(tmp_path, "train.accumulate=2", "train.batch_size=16")
     monkeypatch.setattr(distributed, "present", lambda: World(0, 3))
     with pytest.raises(
         ConfigError, match="16 cannot be dealt out to 3 processes .* multiple of 6"

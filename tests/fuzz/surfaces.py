@@ -431,9 +431,8 @@ def checkpoints(dice: random.Random, box: Box, pools: Pools) -> list[str]:
 
 def _sign(folder: Path) -> None:
     """Gives a checkpoint the manifest of what it now holds."""
-    names = (checkpoint.STATE, checkpoint.WEIGHTS)
-    if (folder / checkpoint.MANIFEST).is_file() and all((folder / n).is_file() for n in names):
-        manifest = {n: checkpoint._fingerprint(folder / n) for n in names}
+    if (folder / checkpoint.MANIFEST).is_file():
+        manifest = {n: checkpoint._fingerprint(folder / n) for n in checkpoint.files(folder)}
         (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest))
 
 
