@@ -346,8 +346,6 @@ def serve(folder: Path, host: str, port: int, device: str | None) -> None:
     plotly = installed()  # what is missing is said before anything is loaded
     import uvicorn
 
-    app = web(generate.load(folder, device), plotly)
-
     try:
         listening = socket.create_server((host, port), reuse_port=False)
     except (OSError, OverflowError) as error:
@@ -356,6 +354,7 @@ def serve(folder: Path, host: str, port: int, device: str | None) -> None:
             f"demo: cannot listen at {host}:{port}: {reason}. Choose another --port or --host"
         ) from None
     with listening:
+        app = web(generate.load(folder, device), plotly)
         console.say(f"demo: http://{host}:{listening.getsockname()[1]} (Ctrl-C stops it)")
         settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
         with suppress(KeyboardInterrupt):  # which uvicorn may keep to itself

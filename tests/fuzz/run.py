@@ -39,6 +39,7 @@ from typing import Any
 
 import surfaces
 import torch
+import uvicorn
 from click.testing import CliRunner
 
 from gendiff import console, plugins
@@ -88,6 +89,7 @@ def limited() -> None:
     for _, observer in plugins._extras().list_name_plugin():
         plugins._extras().unregister(observer)  # they keep a writer for each run of a process
     plugins.register(ToyModality())
+    uvicorn.Server.run = lambda *_, **__: None  # would serve for ever
 
 
 def enter(box: surfaces.Box) -> None:
@@ -113,12 +115,12 @@ def listing(box: surfaces.Box) -> dict[str, int]:
 def leftovers(box: surfaces.Box) -> list[str]:
     """Files half written."""
     found = [p for folder in (box.out, box.cache, box.tmp) for p in folder.rglob("*")]
-    torch_own = "torchinductor"
+    own = ("torchinductor", "gradio")  # of libraries
     return [
         p.name
         for p in found
         if p.name.endswith((".tmp", ".part"))
-        or (p.parent == box.tmp and not p.name.startswith(torch_own))
+        or (p.parent == box.tmp and not p.name.startswith(own))
     ]
 
 

@@ -182,7 +182,7 @@ def _runnable(dice: random.Random, box: Box, pools: Pools) -> list[str]:
             value = _part(dice, key)
         else:
             value = hostile.odd(
-                dice, ("0", "1", "2", "3", "0.5", "true", "1e9", "100000"), pools.values
+                dice, ("0", "1", "2", "3", "0.5", "true", "1e9", "4096"), pools.values
             )
         odd.append(f"{key}={value}")
     rest = [*SMALL[name], *FEW, f"out={box.out}"]
