@@ -1,15 +1,21 @@
-r"""A mel denoiser: a residual convolutional network on frames that know their text.
+r"""Mel denoisers on frames that know their text.
 
-Each frame sees the token that is spoken there, how far into the token it is, the speaker and the
-noise level. The blocks are those of diffusion U-Nets (Dhariwal & Nichol, 2021,
+Each frame is told the token that is spoken there, how far into the token it is, the speaker and
+the noise level (:class:`Told`). What makes a mel of that is one of two networks.
+
+:class:`MelNet`, the default. Its blocks are those of diffusion U-Nets (Dhariwal & Nichol, 2021,
 https://arxiv.org/abs/2105.05233, appendix A) without its levels: dilation widens what a frame
-sees, as in Diff-TTS (Jeong et al., 2021, https://arxiv.org/abs/2104.01409). Its normalization is
-over the channels of each frame and padding is zero before every convolution, so that padding
-changes nothing.
+sees. After each round of dilations all frames attend to all (Vaswani et al., 2017,
+https://arxiv.org/abs/1706.03762), as a voice keeps its pitch from one end to the other. To the
+blocks a frame's bands are channels, whose neighbourhood they would have to learn. At low noise it
+is all that matters: a linear filter of 5 bands by 5 frames denoises better there than blocks do
+after minutes of training. :class:`Fine` adds what such filters see, and the harmonics some bands
+away.
 
-To the blocks a frame's bands are channels, whose neighbourhood they would have to learn. At low
-noise it is all that matters: a linear filter of 5 bands by 5 frames denoises better there than
-blocks do after minutes of training. :class:`Fine` adds what such filters see.
+:class:`DiffTTS`, the decoder of Diff-TTS (Jeong et al., 2021, https://arxiv.org/abs/2104.01409).
+
+Normalization is over the channels of each frame, padding is zero before every convolution and not
+attended to, so that padding changes nothing.
 """
 
 from __future__ import annotations
@@ -72,55 +78,75 @@ class Block(nn.Module):
         return self.norms[which](h.transpose(1, 2)).transpose(1, 2)
 
 
+class Attention(nn.Module):
+    """Frames look at all frames of their sample, and add what they find."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.heads = math.gcd(channels, 4)
+        self.norm = nn.LayerNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, h: Tensor, mask: Tensor) -> Tensor:
+        qkv = self.qkv(self.norm(h.transpose(1, 2))).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, T, width)
+        found = F.scaled_dot_product_attention(q, k, v, mask[:, None] > 0)
+        return h + self.out(found.transpose(1, 2).flatten(2)).transpose(1, 2)
+
+
 class Fine(nn.Module):
     """What bands and frames nearby say of each value.
 
-    Two convolutions over (bands, T), 5 by 5 and 3 by 3. They see the noisy mel and four maps
-    drawn from the blocks' features; noise scales and shifts between them.
+    Convolutions over (bands, T). They see the noisy mel and four maps drawn from the blocks'
+    features; noise scales and shifts after each but the last. Two are dilated, and reach 8 bands
+    to either side: at 22.05 kHz low bands are 37 Hz apart, the harmonics of a voice 80 to 300.
     """
+
+    WIDTH, DILATIONS = 16, ((2, 1), (4, 2))  # over bands, over frames
 
     def __init__(self, mels: int, channels: int) -> None:
         super().__init__()
+        width = self.WIDTH
         self.maps = nn.Conv1d(channels, 4 * mels, 1)
-        self.noise = nn.Linear(channels, 2 * 16)
-        self.conv1 = nn.Conv2d(1 + 4, 16, 5, padding=2)
-        self.conv2 = nn.Conv2d(16, 1, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        assert self.conv2.bias is not None
-        nn.init.zeros_(self.conv2.bias)
+        self.noise = nn.Linear(channels, 2 * width * (1 + len(self.DILATIONS)))
+        self.first = nn.Conv2d(1 + 4, width, 5, padding=2)
+        self.wider = nn.ModuleList(
+            nn.Conv2d(width, width, 3, padding=d, dilation=d) for d in self.DILATIONS
+        )
+        self.last = nn.Conv2d(width, 1, 3, padding=1)
+        nn.init.zeros_(self.last.weight)
+        assert self.last.bias is not None
+        nn.init.zeros_(self.last.bias)
 
     def forward(self, x: Tensor, h: Tensor, noise: Tensor, mask: Tensor) -> Tensor:
+        mask = mask[:, None]
         maps = self.maps(h).unflatten(1, (4, x.shape[1]))
-        scale, shift = self.noise(noise)[..., None, None].chunk(2, 1)
-        y = self.conv1(torch.cat([x[:, None], maps], 1) * mask[:, None])
-        y = F.silu(y * (1 + scale) + shift) * mask[:, None]
-        found: Tensor = self.conv2(y)[:, 0]
+        levels = self.noise(noise)[..., None, None].chunk(1 + len(self.wider), 1)
+        y = self._at(levels[0], self.first(torch.cat([x[:, None], maps], 1) * mask)) * mask
+        for conv, level in zip(self.wider, levels[1:], strict=True):
+            y = y + self._at(level, conv(y)) * mask
+        found: Tensor = self.last(y)[:, 0]
         return found
 
+    @staticmethod
+    def _at(level: Tensor, y: Tensor) -> Tensor:
+        scale, shift = level.chunk(2, 1)
+        return F.silu(y * (1 + scale) + shift)
 
-class MelNet(nn.Module):
-    """The network; see the module.
+
+class Told(nn.Module):
+    """What frames are told; the networks begin with it.
 
     Args:
-        mels: Bands of the mel-spectrogram.
         tokens: Size of the alphabet; token 0 stands for none.
         speakers: How many there are.
         channels: Width.
-        blocks: How many residual blocks.
-        dilations: Of the blocks, gone round.
-        dropout: Before each convolution.
     """
 
-    def __init__(
-        self,
-        mels: int,
-        tokens: int,
-        speakers: int,
-        channels: int,
-        blocks: int,
-        dilations: Sequence[int],
-        dropout: float,
-    ) -> None:
+    def __init__(self, tokens: int, speakers: int, channels: int) -> None:
         super().__init__()
         self.channels = channels
         self.token = nn.Embedding(tokens, channels)
@@ -130,16 +156,6 @@ class MelNet(nn.Module):
         self.noise = nn.Sequential(
             nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, channels), nn.SiLU()
         )
-        self.first = nn.Conv1d(mels, channels, 3, padding=1)
-        self.blocks = nn.ModuleList(
-            Block(channels, dilations[i % len(dilations)], dropout) for i in range(blocks)
-        )
-        self.norm = nn.LayerNorm(channels)
-        self.last = nn.Conv1d(channels, mels, 3, padding=1)
-        nn.init.zeros_(self.last.weight)
-        assert self.last.bias is not None
-        nn.init.zeros_(self.last.bias)
-        self.fine = Fine(mels, channels)
 
     def conditions(self, cond: Cond, frames: int, mask: Tensor) -> Tensor:
         """What each frame knows of text and speaker, (B, channels, T)."""
@@ -155,13 +171,113 @@ class MelNet(nn.Module):
         h = (h + self.speaker(speaker)[:, None]).transpose(1, 2)
         return F.silu(self.text(h * mask)) + h
 
-    def forward(self, x: Tensor, noise: Tensor, cond: Cond | None, space: Space) -> Tensor:
-        mask = space.project(torch.ones_like(x[:1, :1]).expand(len(x), x.shape[1], -1))[:, :1]
+    def known(
+        self, x: Tensor, noise: Tensor, cond: Cond | None, space: Space
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The noise level (B, channels), each frame's conditions and the mask (B, 1, T)."""
         assert cond is not None
+        mask = space.project(torch.ones_like(x[:1, :1]).expand(len(x), x.shape[1], -1))[:, :1]
         level = self.noise(fourier(noise, self.channels, 100.0))
-        known = self.conditions(cond, x.shape[2], mask)
+        return level, self.conditions(cond, x.shape[2], mask), mask
+
+
+class MelNet(Told):
+    """The default network; see the module.
+
+    Args:
+        mels: Bands of the mel-spectrogram.
+        tokens, speakers, channels: See :class:`Told`.
+        blocks: How many residual blocks.
+        dilations: Of the blocks, gone round; after each round frames attend to each other.
+        dropout: Before each block's last convolution.
+    """
+
+    def __init__(
+        self,
+        mels: int,
+        tokens: int,
+        speakers: int,
+        channels: int,
+        blocks: int,
+        dilations: Sequence[int],
+        dropout: float,
+    ) -> None:
+        super().__init__(tokens, speakers, channels)
+        self.first = nn.Conv1d(mels, channels, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            Block(channels, dilations[i % len(dilations)], dropout) for i in range(blocks)
+        )
+        self.round = len(dilations)
+        self.attention = nn.ModuleList(Attention(channels) for _ in range(blocks // self.round))
+        self.norm = nn.LayerNorm(channels)
+        self.last = nn.Conv1d(channels, mels, 3, padding=1)
+        nn.init.zeros_(self.last.weight)
+        assert self.last.bias is not None
+        nn.init.zeros_(self.last.bias)
+        self.fine = Fine(mels, channels)
+
+    def forward(self, x: Tensor, noise: Tensor, cond: Cond | None, space: Space) -> Tensor:
+        level, known, mask = self.known(x, noise, cond, space)
         h = self.first(x) + known
-        for block in self.blocks:
+        for i, block in enumerate(self.blocks, 1):
             h = block(h, level, known, mask)
+            if i % self.round == 0:
+                h = self.attention[i // self.round - 1](h, mask)
         h = F.silu(self.norm(h.transpose(1, 2)).transpose(1, 2)) * mask
         return (self.last(h) + self.fine(x, h, level, mask)) * mask
+
+
+class Gated(nn.Module):
+    """A block of WaveNet as diffusion has it (Kong et al., 2021, https://arxiv.org/abs/2009.09761).
+
+    Returns:
+        What the next block sees, and what goes to the end.
+    """
+
+    def __init__(self, channels: int, dilation: int, dropout: float) -> None:
+        super().__init__()
+        self.noise = nn.Linear(channels, channels)
+        self.cond = nn.Conv1d(channels, 2 * channels, 1)
+        self.conv = nn.Conv1d(channels, 2 * channels, 3, padding=dilation, dilation=dilation)
+        self.out = nn.Conv1d(channels, 2 * channels, 1)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, h: Tensor, noise: Tensor, cond: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        y = self.conv(self.dropout(h + self.noise(noise)[..., None]) * mask) + self.cond(cond)
+        value, gate = y.chunk(2, 1)
+        on, end = self.out(value.tanh() * gate.sigmoid()).chunk(2, 1)
+        return (h + on) / math.sqrt(2), end
+
+
+class DiffTTS(Told):
+    """Diff-TTS's decoder: gated blocks whose second outputs are summed. As :class:`MelNet`."""
+
+    def __init__(
+        self,
+        mels: int,
+        tokens: int,
+        speakers: int,
+        channels: int,
+        blocks: int,
+        dilations: Sequence[int],
+        dropout: float,
+    ) -> None:
+        super().__init__(tokens, speakers, channels)
+        self.first = nn.Conv1d(mels, channels, 1)
+        self.blocks = nn.ModuleList(
+            Gated(channels, dilations[i % len(dilations)], dropout) for i in range(blocks)
+        )
+        self.end = nn.Conv1d(channels, channels, 1)
+        self.last = nn.Conv1d(channels, mels, 1)
+        nn.init.zeros_(self.last.weight)
+
+    def forward(self, x: Tensor, noise: Tensor, cond: Cond | None, space: Space) -> Tensor:
+        level, known, mask = self.known(x, noise, cond, space)
+        h = F.relu(self.first(x))
+        total = torch.zeros_like(h)
+        for block in self.blocks:
+            h, end = block(h, level, known, mask)
+            total = total + end
+        return self.last(F.relu(self.end(total / math.sqrt(len(self.blocks))))) * mask

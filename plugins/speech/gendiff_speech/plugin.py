@@ -64,12 +64,17 @@ class SpeechConfig(Section):
     max_seconds: float = Field(
         15.0, gt=0, le=600, description="longer sentences are left out, sound without text is cut"
     )
-    channels: Positive = Field(160, description="width of the network")
-    blocks: Depth = Field(8, description="gated residual blocks")
-    dilations: tuple[Positive, ...] = Field(
-        (1, 2, 4, 8), min_length=1, description="of the blocks' convolutions, gone round"
+    network: Literal["residual", "diff_tts"] = Field(
+        "residual", description="residual blocks with attention, or Diff-TTS's gated ones"
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="before each convolution")
+    channels: Positive = Field(160, description="width of the network")
+    blocks: Depth = Field(8, description="how many blocks")
+    dilations: tuple[Positive, ...] = Field(
+        (1, 2, 4, 8),
+        min_length=1,
+        description="of the blocks' convolutions, gone round; attention comes after each round",
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="in each block")
     vocoder: str = Field(
         "griffin_lim", description="or a vocoder run, or HiFi-GAN's or Vocos' weights: a path"
     )
@@ -90,14 +95,14 @@ class SpeechModality(Modality):
             "times": {"name": "log_normal", "mean": -0.4, "std": 1.2},
         },
         "train": {
-            "steps": 2000,
-            "batch_size": 32,
-            "lr": 2e-3,
+            "steps": 6000,
+            "batch_size": 8,
+            "lr": 1e-3,
             "lr_decay": "cosine",
-            "ema_half_life_steps": 150,
+            "ema_half_life_steps": 400,
             "ema_warmup": 0.1,
-            "sample_every_steps": 500,
-            "checkpoint_every_steps": 500,
+            "sample_every_steps": 1500,
+            "checkpoint_every_steps": 1500,
         },
         "sample": {"guidance": 1.5, "preview": 20},
     }
@@ -152,9 +157,9 @@ class SpeechModality(Modality):
 
     def backbone(self, config: SpeechConfig, facts: Mapping[str, Any]) -> nn.Module:
         """The network, see :mod:`gendiff_speech.network`."""
-        from gendiff_speech.network import MelNet
+        from gendiff_speech.network import DiffTTS, MelNet
 
-        return MelNet(
+        return {"residual": MelNet, "diff_tts": DiffTTS}[config.network](
             mels=facts["mels"],
             tokens=len(facts["tokens"]),
             speakers=len(facts["speakers"]),

@@ -82,7 +82,7 @@ def test_a_voice_is_asked_for_and_the_rest_is_the_recording_s(model: Model, fsdd
     same = model.sample(1, source=path, cond={"speaker": 0}, origin={"speaker": "ann"}, **at)
     assert (same.x - mel).abs().max() < 1e-4  # translated to what it is
     other = model.sample(1, source=path, cond={"speaker": 1}, origin={"speaker": "ann"}, **at)
-    assert (other.x - mel).abs().max() > 1e-3  # by a network that has learnt three steps
+    assert (other.x - mel).abs().max() > 3e-4  # by a network that has learnt three steps
 
 
 def test_what_no_name_tells_is_heard(

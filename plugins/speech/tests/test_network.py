@@ -1,7 +1,8 @@
-"""The mel network: padding and neighbours change nothing, and what it is told reaches it."""
+"""The mel networks: padding and neighbours change nothing, and what it is told reaches it."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from gendiff.denoiser import Denoiser
@@ -12,15 +13,18 @@ from gendiff.samplers import sample
 from gendiff.schedules import EDM
 from gendiff.singlestep import DDIM
 from gendiff.spaces import Batch, Cond, Masked
-from gendiff_speech.network import MelNet, token_of_frame
+from gendiff_speech.network import DiffTTS, MelNet, token_of_frame
+
+Network = MelNet | DiffTTS
+both = pytest.mark.parametrize("kind", [MelNet, DiffTTS])
 
 
-def network() -> MelNet:
+def network(kind: type[Network]) -> Network:
     torch.manual_seed(0)
-    net = MelNet(8, 5, 3, 16, 3, (1, 2), 0.0)
-    layers = (net.last, net.fine.conv2, *(block.conv2 for block in net.blocks))
-    for layer in layers:  # begin as nothing
-        torch.nn.init.normal_(layer.weight, std=0.3)
+    net = kind(8, 5, 3, 16, 3, (1, 2), 0.0)
+    for parameter in net.parameters():
+        if not parameter.any():  # begin as nothing
+            torch.nn.init.normal_(parameter, std=0.5)
     return net.double()
 
 
@@ -41,8 +45,9 @@ def test_frames_find_their_tokens() -> None:
     assert torch.allclose(position[0], torch.tensor([0.25, 0.75, 0.5, 1 / 6, 0.5, 5 / 6]))
 
 
-def test_padding_and_neighbours_change_nothing() -> None:
-    net, lengths = network(), torch.tensor([11, 7])
+@both
+def test_padding_and_neighbours_change_nothing(kind: type[Network]) -> None:
+    net, lengths = network(kind), torch.tensor([11, 7])
     x, noise = torch.randn(2, 8, 30, dtype=torch.double), torch.tensor([0.3, -0.5]).double()
     wide, tight = Masked(lengths, 8, 30), Masked(lengths, 8, 11)
     x = wide.project(x)
@@ -54,9 +59,10 @@ def test_padding_and_neighbours_change_nothing() -> None:
     assert torch.allclose(out[1:, :, :7], alone, atol=1e-12)
 
 
-def test_samples_and_likelihood_do_not_know_of_padding_and_company() -> None:
+@both
+def test_samples_and_likelihood_do_not_know_of_padding_and_company(kind: type[Network]) -> None:
     """In single precision, as it is used: to 1e-5, per dimension for the likelihood."""
-    net, schedule = network().float(), EDM(sigma_max=20)
+    net, schedule = network(kind).float(), EDM(sigma_max=20)
     lengths, ids = torch.tensor([11, 7]), (4, 9)
     times = Karras().times(schedule, 8)
     found = []
@@ -83,8 +89,9 @@ def test_samples_and_likelihood_do_not_know_of_padding_and_company() -> None:
     assert (found[0][0][1] - found[0][1][1]).abs() > 1e-3
 
 
-def test_what_is_told_matters_and_what_is_hidden_does_not() -> None:
-    net, space = network(), Masked(torch.tensor([11, 7]), 8, 11)
+@both
+def test_what_is_told_matters_and_what_is_hidden_does_not(kind: type[Network]) -> None:
+    net, space = network(kind), Masked(torch.tensor([11, 7]), 8, 11)
     x, noise = space.project(torch.randn(2, 8, 11).double()), torch.zeros(2).double()
 
     def changed(key: str, dropped: bool | None) -> bool:
@@ -98,8 +105,20 @@ def test_what_is_told_matters_and_what_is_hidden_does_not() -> None:
     assert not changed("text", None)  # what is said reaches it by its tokens
 
 
-def test_every_parameter_has_a_gradient() -> None:
-    net, space = network(), Masked(torch.tensor([11, 7]), 8, 11)
+def test_frames_of_one_sample_hear_of_each_other_however_far() -> None:
+    net, space = network(MelNet), Masked(torch.tensor([90, 90]), 8, 90)
+    told = Cond({**cond().values, "durations": torch.tensor([[30, 30, 30], [45, 45, 0]])})
+    x, noise = torch.randn(2, 8, 90).double(), torch.zeros(2).double()
+    other = x.clone()
+    other[0, :, 60:] += 1
+    change = (net(other, noise, told, space) - net(x, noise, told, space)).abs()
+    assert change[0, :, 0].max() > 1e-6  # convolutions alone reach 24 frames
+    assert change[1].max() == 0
+
+
+@both
+def test_every_parameter_has_a_gradient(kind: type[Network]) -> None:
+    net, space = network(kind), Masked(torch.tensor([11, 7]), 8, 11)
     out = net(
         space.project(torch.randn(2, 8, 11).double()), torch.zeros(2).double(), cond(), space
     )
@@ -108,7 +127,7 @@ def test_every_parameter_has_a_gradient() -> None:
 
 
 def test_neighbouring_bands_soon_take_noise_away() -> None:
-    """Without :class:`Fine` a hundred steps teach nothing at low noise, where it is all."""
+    """Without ``Fine`` a hundred steps teach nothing at low noise, where it is all."""
     space = Masked(torch.tensor([24, 24]), 32, 24)
     kernel = torch.ones(1, 1, 7, 5) / 35**0.5
     sigma, late = 0.3, {}
