@@ -1,4 +1,4 @@
-"""Which mel network is best for its cost: the default beside three designs of the field.
+"""Which mel network is best for its cost: the default beside four designs of the field.
 
 All know of text and speaker what the default's network knows of them; what follows is
 
@@ -8,11 +8,14 @@ All know of text and speaker what the default's network knows of them; what foll
   Matcha-TTS's (Mehta et al., 2024, https://arxiv.org/abs/2309.03199);
 - *dit*: transformer blocks whose norms the noise level scales and shifts, with rotary positions,
   after F5-TTS's (Chen et al., 2024, https://arxiv.org/abs/2410.06885);
+- *diff_tts*: gated blocks, ``speech.network=diff_tts``;
 
-each written here for this comparison, of about the default's parameters. Each is trained on the
-embedded digits for the same CPU-seconds of one thread, at each learning rate, and judged.
+the first three written here for this comparison, all of about the default's parameters.
+*unet1d_fine* and *dit_fine* also have the default's convolutions over bands and frames;
+*no_attention* is the default without attention. Each is trained on the embedded digits for the
+same CPU-seconds of one thread, at each learning rate, and judged.
 
-    python benchmarks/speech_networks.py --seconds 200 --lrs 1e-3 2e-3
+    python benchmarks/speech_networks.py --seconds 150 --count 100
 """
 
 from __future__ import annotations
@@ -31,28 +34,31 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gendiff import plugins
-from gendiff_speech.network import MelNet, fourier
+from gendiff_speech.network import DiffTTS, Fine, MelNet, Told
 
-FIGURES = ("label_accuracy", "frechet_distance", "mel_cepstral_distortion")
+FIGURES = (
+    "label_accuracy", "frechet_distance", "mel_cepstral_distortion", "f0_rmse", "voicing_error",
+)  # fmt: skip
 
 
-class Rival(MelNet):
+class Rival(Told):
     """The default network's knowledge of text, speaker and noise, with another trunk."""
 
-    def __init__(self, facts: Any, channels: int) -> None:
-        super().__init__(
-            facts["mels"], len(facts["tokens"]), len(facts["speakers"]), channels, 0, (1,), 0.0
-        )
-        for part in ("first", "norm", "last", "fine"):
-            delattr(self, part)
+    end: nn.Module  # of what the trunk finds, (B, channels, T)
+
+    def __init__(self, facts: Any, channels: int, fine: bool = False) -> None:
+        super().__init__(len(facts["tokens"]), len(facts["speakers"]), channels)
+        self.fine = Fine(facts["mels"], channels) if fine else None
 
     def forward(self, x: Tensor, noise: Tensor, cond: Any, space: Any) -> Tensor:
         frames, fill = x.shape[2], -x.shape[2] % 4  # two levels halve the frames
-        mask = space.project(torch.ones_like(x[:1, :1]).expand(len(x), x.shape[1], -1))[:, :1]
-        level = self.noise(fourier(noise, self.channels, 100.0))
-        known = self.conditions(cond, frames, mask)
-        x, known, filled = (F.pad(part, (0, fill)) for part in (x, known, mask))
-        return self.trunk(x, level, known, filled)[..., :frames] * mask
+        level, known, mask = self.known(x, noise, cond, space)
+        filled = (F.pad(part, (0, fill)) for part in (known, mask))
+        h = self.trunk(F.pad(x, (0, fill)), level, *filled)[..., :frames]
+        found = self.end(h)
+        if self.fine is not None:
+            found = found + self.fine(x, h, level, mask)
+        return found * mask
 
     def trunk(self, x: Tensor, level: Tensor, known: Tensor, mask: Tensor) -> Tensor:
         raise NotImplementedError
@@ -97,7 +103,7 @@ class UNet2d(Rival):
     def __init__(self, facts: Any, width: int) -> None:
         super().__init__(facts, 128)
         sizes = [width, 2 * width, 4 * width]
-        self.known = nn.Conv1d(128, 2 * facts["mels"], 1)
+        self.spread = nn.Conv1d(128, 2 * facts["mels"], 1)
         ins = [3, *sizes[:-1]]
         self.downs = nn.ModuleList(
             nn.ModuleList([self._res(i, o), self._res(o, o), LinearAttention(o)])
@@ -111,14 +117,15 @@ class UNet2d(Rival):
             for i, o in zip(sizes[1::-1], sizes[:0:-1], strict=True)
         )
         self.doubles = nn.ModuleList(nn.ConvTranspose2d(s, s, 4, 2, 1) for s in sizes[1::-1])
-        self.end = nn.Conv2d(width, 1, 1)
-        nn.init.zeros_(self.end.weight)
+        self.last = nn.Conv2d(width, 1, 1)
+        nn.init.zeros_(self.last.weight)
+        self.end = nn.Identity()
 
     def _res(self, inside: int, out: int) -> Residual:
         return Residual(nn.Conv2d, 128, inside, out)
 
     def trunk(self, x: Tensor, level: Tensor, known: Tensor, mask: Tensor) -> Tensor:
-        maps = self.known(known).unflatten(1, (2, x.shape[1]))
+        maps = self.spread(known).unflatten(1, (2, x.shape[1]))
         h, masks, kept = torch.cat([x[:, None], maps], 1), [mask[:, None]], []
         for number, (one, two, attention) in enumerate(self.downs):
             h = attention(two(one(h, level, masks[-1]), level, masks[-1]))
@@ -132,7 +139,7 @@ class UNet2d(Rival):
             h = torch.cat([h, kept.pop()], 1)
             h = attention(two(one(h, level, masks[-1]), level, masks[-1]))
             h = double(h * masks.pop())
-        return self.end(h * masks[-1])[:, 0]
+        return self.last(h * masks[-1])[:, 0]
 
 
 def attend(qkv: Tensor, heads: int, mask: Tensor, turn: Tensor | None = None) -> Tensor:
@@ -171,8 +178,8 @@ class Transformer(nn.Module):
 class UNet1d(Rival):
     """Two levels over frames."""
 
-    def __init__(self, facts: Any, width: int) -> None:
-        super().__init__(facts, width)
+    def __init__(self, facts: Any, width: int, fine: bool = False) -> None:
+        super().__init__(facts, width, fine)
         self.begin = nn.Conv1d(facts["mels"] + width, width, 1)
         self.downs = nn.ModuleList(self._level(width) for _ in range(2))
         self.mids = nn.ModuleList(self._level(width) for _ in range(1))
@@ -198,7 +205,7 @@ class UNet1d(Rival):
         h = transformer(residual(torch.cat([h, kept], 1), level, coarse), coarse)
         residual, transformer = self.ups[1]
         h = torch.cat([self.finer(h) * mask, fine], 1)
-        return self.end(transformer(residual(h, level, mask), mask))
+        return transformer(residual(h, level, mask), mask)
 
 
 class Modulated(nn.Module):
@@ -228,12 +235,12 @@ class Modulated(nn.Module):
 class DiT(Rival):
     """Transformer blocks over frames."""
 
-    def __init__(self, facts: Any, width: int, depth: int) -> None:
-        super().__init__(facts, width)
+    def __init__(self, facts: Any, width: int, depth: int, fine: bool = False) -> None:
+        super().__init__(facts, width, fine)
         self.begin = nn.Linear(facts["mels"] + width, width)
         self.place_conv = nn.Conv1d(width, width, 31, padding=15, groups=16)
         self.trunk_blocks = nn.ModuleList(Modulated(width) for _ in range(depth))
-        self.end = nn.Linear(width, facts["mels"])
+        self.end = nn.Conv1d(width, facts["mels"], 1)
         nn.init.zeros_(self.end.weight)
 
     def trunk(self, x: Tensor, level: Tensor, known: Tensor, mask: Tensor) -> Tensor:
@@ -244,14 +251,25 @@ class DiT(Rival):
         turn = torch.arange(h.shape[1], device=h.device)[:, None] * speed
         for block in self.trunk_blocks:
             h = block(h, level, mask, turn)
-        return self.end(F.layer_norm(h, h.shape[-1:])).transpose(1, 2)
+        return F.layer_norm(h, h.shape[-1:]).transpose(1, 2)
 
 
+def sizes(facts: Any) -> tuple[int, int, int]:
+    """What the plugin's networks are told of the data."""
+    return facts["mels"], len(facts["tokens"]), len(facts["speakers"])
+
+
+# One dilation more than there are blocks, after all of which attention would come.
+NO_ATTENTION = (1, 2, 4, 8, 1, 2, 4, 8, 1)
 NETWORKS: dict[str, Callable[[Any], nn.Module] | None] = {
     "default": None,
+    "no_attention": lambda facts: MelNet(*sizes(facts), 160, 8, NO_ATTENTION, 0.0),
     "unet2d": lambda facts: UNet2d(facts, 32),
     "unet1d": lambda facts: UNet1d(facts, 128),
+    "unet1d_fine": lambda facts: UNet1d(facts, 128, True),
     "dit": lambda facts: DiT(facts, 160, 6),
+    "dit_fine": lambda facts: DiT(facts, 160, 6, True),
+    "diff_tts": lambda facts: DiffTTS(*sizes(facts), 128, 12, (1,), 0.0),
 }
 
 
@@ -259,8 +277,8 @@ def main() -> None:
     """Trains, judges and prints a row for each network and learning rate."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--networks", nargs="*", default=[*NETWORKS], choices=[*NETWORKS])
-    parser.add_argument("--lrs", nargs="*", type=float, default=[2e-3, 1e-3])
-    parser.add_argument("--seconds", type=float, default=200, help="CPU-seconds of training")
+    parser.add_argument("--lrs", nargs="*", type=float, default=[1e-3])
+    parser.add_argument("--seconds", type=float, default=150, help="CPU-seconds of training")
     parser.add_argument("--count", type=int, default=200, help="samples")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", default=[], help="an override of every run")

@@ -348,7 +348,7 @@ def serve(folder: Path, host: str, port: int, device: str | None) -> None:
 
     try:
         listening = socket.create_server((host, port), reuse_port=False)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, TypeError, UnicodeError) as error:  # of a host that is no name
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(
             f"demo: cannot listen at {host}:{port}: {reason}. Choose another --port or --host"

@@ -134,7 +134,7 @@ def train(
     from gendiff import train as training
 
     # What is wrong with device and settings is said before minutes of work on the data.
-    device = generate.pick_device(resolved.device)
+    device = generate.pick_device(resolved.device, resolved.threads)
     generate.check_guidance(resolved, resolved.sample.guidance, "sample.guidance")
     if not (dry_run or accept_changes):
         runs.check_unchanged(chosen, resolved)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -432,6 +433,9 @@ def make_objective(run: Run) -> Objective:
     )
 
 
+_THREADS_A_CORE = 32
+
+
 def pick_device(name: str, threads: int = 0) -> torch.device:
     """``auto`` takes CUDA, then MPS, then the CPU; sets the CPU's threads where asked to.
 
@@ -439,8 +443,14 @@ def pick_device(name: str, threads: int = 0) -> torch.device:
     machine each takes the GPU of its number.
 
     Raises:
-        ConfigError: There is no such device.
+        ConfigError: There is no such device, or there are more threads than may be started.
     """
+    cores = os.cpu_count() or 1
+    if threads > _THREADS_A_CORE * cores:  # where the system refuses one, OpenMP ends the process
+        raise ConfigError(
+            f"threads: {threads} are too many for {cores} cores. Use at most "
+            f"{_THREADS_A_CORE * cores}, or 0 for as many as there are cores"
+        )
     if name == "auto":
         name = (
             "cuda"

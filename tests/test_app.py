@@ -150,6 +150,8 @@ def test_a_taken_port_is_one_line(toy: Path) -> None:
     assert done.exit_code == 2
     assert done.output.startswith(f"error: demo: cannot listen at 127.0.0.1:{port}: Address alr")
     assert done.output.count("\n") == 1
+    done = CliRunner().invoke(main, ["demo", str(toy), "--host", "\udcff"])
+    assert done.output.startswith(r"error: demo: cannot listen at \udcff:7860: encoding of")
 
 
 @pytest.fixture(scope="module")

@@ -210,6 +210,9 @@ def test_doctor_reports_the_plugin(tmp_path: Path) -> None:
     assert "image (gendiff-image" in gendiff("doctor", cwd=tmp_path).stdout
 
 
+CORES = os.cpu_count() or 1
+
+
 @pytest.mark.parametrize(
     ("args", "parts"),
     [
@@ -223,6 +226,7 @@ def test_doctor_reports_the_plugin(tmp_path: Path) -> None:
         (["--modality", "image", "image.data=folder", "image.path=nowhere"], ["nowhere"]),
         (["--modality", "image", "device=meta"], ["device: 'meta' cannot be used here"]),
         (["--modality", "image", "device=tpu"], ["device: 'tpu' cannot be used here"]),
+        (["--modality", "image", f"threads={32 * CORES + 1}"], [f"too many for {CORES} cores"]),
         (["--modality", "image", "image.channel_multipliers=[1,1,1,1,1]"], ["not divisible by"]),
         (["--modality", "image", "out=file"], ["cannot be written", "out="]),
     ],
