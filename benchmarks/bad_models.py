@@ -27,7 +27,7 @@ from gendiff.train import Trainer
 # Steps, and what makes them short: one CPU core does each training in two minutes or so.
 SHORT = {
     "image": (1000, []),
-    "speech": (500, ["threads=1"]),
+    "speech": (900, ["threads=1"]),
     "molecule": (2500, ["molecule.heavy_atoms=6", "train.lr=3e-3"]),
 }
 WAYS = ("untrained", "memorising", "collapsed", "taught")

@@ -337,8 +337,9 @@ def arguments() -> argparse.Namespace:
 
 def show(surface: str, seed: int, index: int, top: Path) -> None:
     """Runs one input and prints all of it."""
+    limited()
     box = surfaces.Box(top)
-    prepare(box)
+    enter(box)
     record = run_one(surface, seed, index, box, surfaces.pools(seed))
     print("gendiff", *(repr(a) for a in record["args"]))
     print(record.pop("said"))
@@ -351,14 +352,14 @@ def run() -> int:
     out = given.out.resolve()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         top = Path(folder).resolve()
+        for name in LOADED:  # once, not in each process; hypothesis's values depend on it
+            importlib.import_module(name)
+        in_child(prepare, surfaces.Box(top))
         if given.only is not None:
-            show(given.surface, given.seed, given.only, top)
+            in_child(show, given.surface, given.seed, given.only, top)
             return 0
         chosen = list(surfaces.SURFACES) if given.surface == "all" else [given.surface]
         out.mkdir(parents=True, exist_ok=True)
-        for name in LOADED:  # once, not in each process
-            importlib.import_module(name)
-        in_child(prepare, surfaces.Box(top))
         found = {}
         for surface in chosen:
             found[surface] = watched(surface, given.seed, given.inputs, given.seconds, top)
