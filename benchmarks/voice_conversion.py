@@ -1,6 +1,6 @@
 """Voice conversion and infilling of held-out recordings, judged by a recogniser.
 
-    gendiff train --modality speech name=fsdd speech.data=fsdd speech.path=FSDD train.steps=1000
+    gendiff train --modality speech name=fsdd speech.data=fsdd speech.path=FSDD train.steps=2500
     python benchmarks/voice_conversion.py runs/speech/fsdd --out conversion.json
 
 The recogniser of ``gendiff evaluate`` has heard half of the held-out recordings; the other half
