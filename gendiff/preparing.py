@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
 from multiprocessing import connection, get_context, parent_process
@@ -43,15 +43,16 @@ def cores() -> int:
     return os.cpu_count() or 1  # macOS, Windows
 
 
-def spread(function: Callable[[A], B], items: Iterable[A], few: int = 2) -> Iterator[B]:
+def spread(
+    function: Callable[[A], B], items: Iterable[A], few: int = 2, size: int = 1
+) -> Iterator[B]:
     """``map(function, items)`` in order, in worker processes, with few items in memory at a time.
-
-    Items are pieces of work of a tenth of a second or more: a process starts in seconds.
 
     Args:
         function: Of a module, so that a process can import it. torch has one thread there.
         items: What it is called with; read only as results are taken.
-        few: That many items or fewer are done in this process.
+        few: That many items or fewer are done in this process: others start in seconds.
+        size: Items that a process is given at once; work of a tenth of a second or more.
 
     Raises:
         DataError: A process died.
@@ -63,16 +64,17 @@ def spread(function: Callable[[A], B], items: Iterable[A], few: int = 2) -> Iter
     if len(first) <= few or workers == 1:
         yield from map(function, chain(first, left))
         return
-    waiting: deque[Any] = deque()
+    left = chain(first, left)
+    waiting: deque[Future[list[B]]] = deque()
     try:
         with ProcessPoolExecutor(workers, get_context("spawn"), _begun) as pool:
             try:
-                for item in chain(first, left):
-                    waiting.append(pool.submit(function, item))
+                while piece := list(islice(left, size)):
+                    waiting.append(pool.submit(_each, function, piece))
                     if len(waiting) > _AHEAD * workers:
-                        yield waiting.popleft().result()
+                        yield from waiting.popleft().result()
                 while waiting:
-                    yield waiting.popleft().result()
+                    yield from waiting.popleft().result()
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
     except BrokenProcessPool as error:
@@ -80,6 +82,10 @@ def spread(function: Callable[[A], B], items: Iterable[A], few: int = 2) -> Iter
             "data: a process that prepared them died. Free some memory; a script of your own must "
             "call gendiff below `if __name__ == '__main__':`."
         ) from error
+
+
+def _each(function: Callable[[A], B], items: list[A]) -> list[B]:
+    return [function(item) for item in items]
 
 
 def _begun() -> None:

@@ -2,7 +2,9 @@
 
 The checked arrays are kept in ``$GENDIFF_CACHE`` (else ``$XDG_CACHE_HOME/gendiff``, else
 ``~/.cache/gendiff``), under a hash of the files' names, sizes and times, of the settings that
-matter and of RDKit's version; a damaged entry is made anew.
+matter and of RDKit's version; a damaged entry is made anew. They are written as they are made, and
+read from the disk as they are used: a set may be larger than memory, which holds a few numbers a
+molecule. (An ``.npz`` file is read whole, so a large set is a folder of several.)
 
 Splits are a function of the data alone. QM9's folder and ``.npz`` files keep their own (the
 validation part is not used). Elsewhere a molecule is held out when the hash of its SMILES is in
@@ -17,25 +19,28 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import rdkit
-from rdkit import Chem
+from numpy.typing import NDArray
 
 from gendiff.data import content_of
 from gendiff.errors import ConfigError, DataError, suggest
 from gendiff.runs import cache_folder
-from gendiff_molecule import embedded, pyg
-from gendiff_molecule.bonds import bond_orders, covered, to_mol
-from gendiff_molecule.formats import Parsed, Problem, Tick
-from gendiff_molecule.molecules import SYMBOLS, Molecules
-from gendiff_molecule.readers import Gathered, checked, gather, judge, listed
+from gendiff_molecule import embedded, pyg, store
+from gendiff_molecule.checks import Rules, hashed
+from gendiff_molecule.formats import Item, Parsed, Problem, Tick
+from gendiff_molecule.molecules import SYMBOLS, Molecules, Subset
+from gendiff_molecule.readers import Gathered, Left, Source, gather, judge, listed, source_of
 
-_FORMAT = 2  # of the folders in the cache
+T = TypeVar("T")
+
+_FORMAT = 3  # of the folders in the cache
 _FETCH = "torch_geometric.datasets.QM9(root=FOLDER) fetches it"
 
 
@@ -81,7 +86,7 @@ def load(config: Settings, tick: Tick) -> Prepared:
 
     Args:
         config: The section ``molecule``.
-        tick: Called with (what is being done, how many are done, of how many).
+        tick: Called with (what is being done, how many are done, of how many or 0).
 
     Raises:
         ConfigError: ``path`` is not set, or ``elements`` names an unknown symbol.
@@ -93,32 +98,33 @@ def load(config: Settings, tick: Tick) -> Prepared:
     else:
         path = _source(config)
         name = "QM9" if config.data == "qm9" else path.name
-        key = _fingerprint(path, config.max_atoms, elements, config.needs_bonds)
-        found = _cached(
-            f"files-{key}",
-            lambda: replace(
-                _divided(gather(path, config.max_atoms, elements, config.needs_bonds, tick)),
-                content=_content(path),
-            ),
-        )
-    warnings = judge(found.problems, found.total, name, config.skip_bad) + found.notes
+        rules = Rules(config.max_atoms, elements, config.needs_bonds)
+
+        def made() -> tuple[Source, str]:
+            return source_of(path), _content(path)
+
+        found = _cached(f"files-{_fingerprint(path, rules)}", name, rules, made, tick)
+    warnings = judge(found.left, name, config.skip_bad) + found.notes
     train, test = found.train, found.test
     if config.hydrogens == "removed":
-        train, test = train.without_hydrogens(), test.without_hydrogens()
-    else:
-        warnings += _bare(train)
+        train, test = found.heavy()
+    elif 2 * found.bare > len(train):
+        warnings += (
+            f"{found.bare} of {len(train)} training molecules have no hydrogen atom, but "
+            "molecule.hydrogens=explicit: were hydrogens left out of the files?",
+        )
     for what, part in (("training", train), ("held-out", test)):
         if not len(part):
             raise DataError(
-                f"data: {name} leaves no {what} molecules of {found.total}. Add molecules, or "
-                "divide them by an array 'split' in an npz file (1 train, 3 test)."
+                f"data: {name} leaves no {what} molecules of {found.left.total}. Add molecules, "
+                "or divide them by an array 'split' in an npz file (1 train, 3 test)."
             )
     return Prepared(train, test, warnings, name, found.content)
 
 
 def split_of(key: str) -> str:
     """``"test"`` for a tenth of all keys, by their hash, else ``"train"``."""
-    return "test" if _hash(key) < _TENTH else "train"
+    return "test" if hashed(key) < _TENTH else "train"
 
 
 # --- what to read ------------------------------------------------------------------------------
@@ -155,112 +161,66 @@ def _source(config: Settings) -> Path:
 
 
 def _embedded(config: Settings, elements: frozenset[int] | None, tick: Tick) -> tuple[str, _Found]:
-    shape = (
-        f"embedded-{_FORMAT}-{embedded.VERSION}-{config.heavy_atoms}-{config.conformers}"
-        f"-rdkit-{rdkit.__version__}"
-    )
-    most = np.iinfo(np.int64).max
-
-    def made() -> _Found:
-        molecules = embedded.generate(config.heavy_atoms, config.conformers, tick)
-        parts = [_of_smiles(molecules)]
-        found = _divided(checked(parts, int(most), None, False, tick))
-        return replace(found, content=content_of([shape]))
-
-    def fitted() -> _Found:
-        whole = _cached(shape, made)
-        parts = [
-            checked([_of_smiles(part, side)], config.max_atoms, elements, config.needs_bonds, tick)
-            for side, part in ((1, whole.train), (3, whole.test))
-        ]
-        problems = tuple(p for part in parts for p in part.problems)
-        both = parts[0].molecules, parts[1].molecules
-        return _Found(*both, problems, whole.total, content=whole.content)
-
+    shape = f"embedded-{_FORMAT}-{embedded.VERSION}-{config.heavy_atoms}-{config.conformers}"
+    shape += f"-rdkit-{rdkit.__version__}"
+    content = content_of([shape])
     kinds = "conformer" if config.conformers == 1 else "conformers"
     name = f"embedded (up to {config.heavy_atoms} heavy atoms, {config.conformers} {kinds})"
-    if elements is None and not config.needs_bonds:
-        found = _cached(shape, made)
-        if max(*found.train.sizes, *found.test.sizes) <= config.max_atoms:
-            return name, found
+
+    def generated() -> tuple[Source, str]:
+        made = embedded.generate(config.heavy_atoms, config.conformers, tick)
+        return _Held([(0, made)]), content
+
+    whole = _cached(shape, name, Rules(np.iinfo(np.int64).max), generated, tick)
+    largest = max(whole.train.sizes.max(), whole.test.sizes.max(initial=0))
+    if elements is None and not config.needs_bonds and largest <= config.max_atoms:
+        return name, whole
+    rules = Rules(config.max_atoms, elements, config.needs_bonds)
+
+    def fitted() -> tuple[Source, str]:
+        return _Held([(1, whole.train), (3, whole.test)]), content
+
     key = _digest([shape, config.max_atoms, sorted(elements or ()), config.needs_bonds])
-    return name, _cached(f"embedded-{key}", fitted)
+    return name, _cached(f"embedded-{key}", name, rules, fitted, tick)
 
 
-def _of_smiles(molecules: Molecules, side: int = 0) -> Parsed:
-    """Molecules whose atoms are in the order of their SMILES."""
-    count = len(molecules)
-    return Parsed(
-        molecules,
-        [f"embedded molecule {smiles}" for smiles in molecules.smiles.tolist()],
-        np.full(count, side, np.uint8),
-        [None] * count,
-    )
+class _Held:
+    """Embedded molecules as something to read, with the split of each part (0 for none)."""
 
+    split = None
 
-def _bare(molecules: Molecules) -> tuple[str, ...]:
-    """A warning where explicit hydrogens are asked for and most molecules have none."""
-    owner = np.repeat(np.arange(len(molecules)), molecules.sizes)
-    bare = len(molecules) - len(np.unique(owner[molecules.numbers == 1]))
-    if 2 * bare <= len(molecules):
-        return ()
-    return (
-        f"{bare} of {len(molecules)} training molecules have no hydrogen atom, but "
-        "molecule.hydrogens=explicit: were hydrogens left out of the files?",
-    )
+    def __init__(self, parts: Sequence[tuple[int, Molecules]]) -> None:
+        self.parts, self.share = parts, 1.0
+
+    def __iter__(self) -> Iterator[Item]:
+        for side, molecules in self.parts:
+            for piece in molecules.pieces():
+                count = len(piece)
+                where = [f"embedded molecule {smiles}" for smiles in piece.smiles.tolist()]
+                # Bonds are not given: atoms are where the table reads them.
+                yield Parsed(piece, where, np.full(count, side, np.uint8), [None] * count)
 
 
 # --- splits ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What is cached."""
-
-    train: Molecules
-    test: Molecules
-    problems: tuple[Problem, ...] = ()
-    total: int = 0
-    notes: tuple[str, ...] = ()
-    content: str = ""
+_TENTH = 2**64 // 10
 
 
-def _divided(gathered: Gathered) -> _Found:
-    molecules, split = gathered.molecules, gathered.split.copy()
+def _divided(gathered: Gathered) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    """The split of each molecule, (M,), and what a person should know of it."""
+    split = gathered.split.copy()
     notes: tuple[str, ...] = ()
     unknown = np.flatnonzero(split == 0)
     if len(unknown):
-        keys = [_key(molecules, i) for i in unknown.tolist()]
-        if len(unknown) == len(split) > 1 and len(set(keys)) == 1:
+        keys = gathered.keys[unknown, 0]
+        if len(unknown) == len(split) > 1 and keys.min() == keys.max():
             notes = ("all molecules are conformers of one: split by conformer",)
-            keys = [molecules[i][1].round(2).tobytes().hex() for i in unknown.tolist()]
-        split[unknown] = np.where(_held_out(keys), 3, 1)
-    train, test = molecules.select(split == 1), molecules.select(split == 3)
-    return _Found(train, test, gathered.problems, gathered.total, notes)
-
-
-def _key(molecules: Molecules, i: int) -> str:
-    """What conformers of molecule i share."""
-    if len(molecules.smiles) and molecules.smiles[i]:
-        return str(molecules.smiles[i])
-    numbers, positions = molecules[i]
-    if not covered(numbers):
-        return str(np.bincount(numbers).tolist())
-    return Chem.MolToSmiles(to_mol(numbers, bond_orders(numbers, positions)))
-
-
-_TENTH = (2**64 // 10).to_bytes(8, "big")
-
-
-def _hash(key: str) -> bytes:
-    return hashlib.blake2b(key.encode(), digest_size=8).digest()
-
-
-def _held_out(keys: Sequence[str]) -> list[bool]:
-    """True for the keys of :func:`split_of`'s tenth; at least one of each kind if two differ."""
-    hashes = [_hash(key) for key in keys]
-    lowest, highest = min(hashes), max(hashes)
-    return [h != highest and (h == lowest or h < _TENTH) for h in hashes]
+            keys = gathered.keys[unknown, 1]
+        # At least one of each kind, if two differ.
+        held = (keys != keys.max()) & ((keys == keys.min()) | (keys < _TENTH))
+        split[unknown] = np.where(held, 3, 1)
+    return split, notes
 
 
 # --- cache -------------------------------------------------------------------------------------
@@ -270,7 +230,7 @@ def _digest(facts: Any) -> str:
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=12).hexdigest()
 
 
-def _fingerprint(path: Path, max_atoms: int, elements: frozenset[int] | None, bonds: bool) -> str:
+def _fingerprint(path: Path, rules: Rules) -> str:
     stats = []
     for _, file in _files(path):
         try:
@@ -278,10 +238,9 @@ def _fingerprint(path: Path, max_atoms: int, elements: frozenset[int] | None, bo
             stats.append([str(file.resolve()), stat.st_size, stat.st_mtime_ns])
         except OSError:
             stats.append([str(file), "missing"])
-    allowed = None if elements is None else sorted(elements)
-    return _digest(
-        [_FORMAT, rdkit.__version__, str(path.resolve()), stats, max_atoms, allowed, bonds]
-    )
+    allowed = None if rules.elements is None else sorted(rules.elements)
+    asked = [rules.max_atoms, allowed, rules.bonds]
+    return _digest([_FORMAT, rdkit.__version__, str(path.resolve()), stats, *asked])
 
 
 def _files(path: Path) -> list[tuple[str, Path]]:
@@ -292,45 +251,122 @@ def _content(path: Path) -> str:
     return content_of(part for named in _files(path) for part in named)
 
 
-def _cached(name: str, build: Callable[[], _Found]) -> _Found:
-    """What is kept under a name, else what ``build`` makes, which is kept then."""
-    folder = cache_folder() / "molecule" / name
-    if folder.exists():
-        try:
-            return _restored(folder)
-        except Exception:  # whatever a damaged file makes numpy, zlib or json raise
-            shutil.rmtree(folder, ignore_errors=True)
-    found = build()
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix="new-", dir=folder.parent))
-    except OSError as error:
-        raise _unwritable(folder.parent, error) from error
-    try:
-        found.train.save(temporary / "train.npz")
-        found.test.save(temporary / "test.npz")
-        about = {"problems": found.problems, "total": found.total, "notes": found.notes}
-        about["content"] = found.content
-        sizes = {"train": len(found.train), "test": len(found.test)}
-        (temporary / "index.json").write_text(json.dumps(about | sizes))
-        if not folder.exists():  # another process may have been faster
-            temporary.rename(folder)
-    except OSError as error:
-        if not folder.exists():
-            raise _unwritable(folder.parent, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+@dataclass(frozen=True)
+class _Found:
+    """What is cached.
+
+    Args:
+        folder: Where.
+        train, test: Its molecules, mapped.
+        left: What was left out.
+        notes: What else a person should know.
+        bare: Training molecules without a hydrogen atom.
+        content: A name of what was read.
+    """
+
+    folder: Path
+    train: Molecules
+    test: Molecules
+    left: Left
+    notes: tuple[str, ...]
+    bare: int
+    content: str
+
+    def heavy(self) -> tuple[Molecules, Molecules]:
+        """Both splits without hydrogens, which are made when they are first asked for."""
+        parts = (("train", self.train), ("test", self.test))
+        train, test = (self._heavy(f"{name}-heavy", part) for name, part in parts)
+        return train, test
+
+    def _heavy(self, name: str, molecules: Molecules) -> Molecules:
+        folder = self.folder / name
+        kept = _read_back(folder, store.load)
+        if kept is None:
+            with _written(folder) as new:
+                lean = (piece.without_hydrogens() for piece in molecules.pieces())
+                store.write(lean, new, len(molecules.bond_offsets) > 0)
+            kept = store.load(folder)
+        return kept
+
+
+def _cached(
+    key: str, name: str, rules: Rules, made: Callable[[], tuple[Source, str]], tick: Tick
+) -> _Found:
+    """What is kept under a key, else what ``made`` gives to read, which is kept then."""
+    folder = cache_folder() / "molecule" / key
+    found = _read_back(folder, _restored)
+    if found is None:
+        with _written(folder) as new:
+            source, content = made()
+            asked = replace(rules, keys=source.split is None)
+            gathered = gather(source, name, asked, new / "all", tick)
+            about = {"content": content, **asdict(gathered.left)} | _parted(new, gathered, rules)
+            shutil.rmtree(new / "all")
+            (new / "index.json").write_text(json.dumps(about))
+        found = _restored(folder)
     return found
+
+
+def _parted(folder: Path, gathered: Gathered, rules: Rules) -> dict[str, Any]:
+    """Writes both splits of the molecules there; what the index says of them."""
+    split, notes = _divided(gathered)
+    whole = store.load(folder / "all")
+    bare = 0
+
+    def train() -> Iterator[Molecules]:
+        nonlocal bare
+        for piece in Subset(whole, np.flatnonzero(split == 1)).pieces():
+            owner = np.repeat(np.arange(len(piece)), piece.sizes)
+            bare += len(piece) - len(np.unique(owner[piece.numbers == 1]))
+            yield piece
+
+    store.write(train(), folder / "train", rules.bonds)
+    test = Subset(whole, np.flatnonzero(split == 3))
+    store.write(test.pieces(), folder / "test", rules.bonds)
+    return {"notes": notes, "bare": bare, "train": int((split == 1).sum()), "test": len(test)}
 
 
 def _restored(folder: Path) -> _Found:
     about = json.loads((folder / "index.json").read_text())
-    train, test = (Molecules.load(folder / f"{part}.npz") for part in ("train", "test"))
+    train, test = (store.load(folder / part) for part in ("train", "test"))
     if (len(train), len(test)) != (about["train"], about["test"]):
         raise ValueError("sizes differ")
     problems = tuple(Problem(*problem) for problem in about["problems"])
+    left = Left(problems, about["bad"], about["total"])
     notes = tuple(about["notes"])
-    return _Found(train, test, problems, about["total"], notes, about["content"])
+    return _Found(folder, train, test, left, notes, about["bare"], about["content"])
+
+
+def _read_back(folder: Path, read: Callable[[Path], T]) -> T | None:
+    """What is in a folder, if it is there and whole."""
+    if folder.exists():
+        try:
+            return read(folder)
+        except Exception:  # whatever a damaged file makes numpy or json raise
+            shutil.rmtree(folder, ignore_errors=True)
+    return None
+
+
+@contextmanager
+def _written(folder: Path) -> Iterator[Path]:
+    """A new folder, which gets its name when all is written, or none."""
+    parent = folder.parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(prefix="new-", dir=parent))
+    except OSError as error:
+        raise _unwritable(parent, error) from error
+    try:
+        yield new
+        if not folder.exists():  # another process may have been faster
+            new.rename(folder)
+    except OSError as error:
+        if error.filename is not None and not str(error.filename).startswith(str(parent)):
+            raise  # of what is read
+        if not folder.exists():
+            raise _unwritable(parent, error) from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def _unwritable(folder: Path, error: OSError) -> DataError:

@@ -20,9 +20,9 @@ from rdkit import Chem
 from rdkit.Chem import Crippen, rdDistGeom, rdForceFieldHelpers, rdMolDescriptors
 
 from gendiff.noise import derive_seed
+from gendiff.preparing import spread
 from gendiff_molecule.bonds import bond_orders
 from gendiff_molecule.molecules import Molecules
-from gendiff_molecule.workers import spread
 
 ELEMENTS = {6: 4, 7: 3, 8: 2, 9: 1}
 VERSION = 2  # grows when the rules change
@@ -156,9 +156,8 @@ def graphs(heavy_atoms: int, tick: Callable[[str, int, int], None]) -> list[str]
     for size in range(1, heavy_atoms + 1):
         skeletons = sorted(level)
         found: set[str] = set()
-        # A few small jobs are done sooner than processes are started.
-        jobs = spread(_closed, skeletons, 8) if size > 4 else map(_closed, skeletons)
-        for done, molecules in enumerate(jobs):
+        few = 0 if size > 4 else len(skeletons)  # small jobs, done sooner than processes start
+        for done, molecules in enumerate(spread(_closed, skeletons, few, size=8)):
             found.update(molecules)
             tick(f"graphs of {size} heavy atoms", done + 1, len(skeletons))
         kept += sorted(found)
@@ -178,8 +177,7 @@ def generate(
     """
     jobs = [(s, conformers) for s in graphs(heavy_atoms, tick)]
     rows = []
-    placed = spread(_placed, jobs) if len(jobs) > 100 else map(_placed, jobs)
-    for done, new in enumerate(placed):
+    for done, new in enumerate(spread(_placed, jobs, few=100, size=16)):
         rows += new
         tick("geometries", done + 1, len(jobs))
     names = [s for s, _, _ in rows]

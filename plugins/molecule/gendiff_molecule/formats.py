@@ -49,6 +49,7 @@ QM9_NAMES = (
     "A", "B", "C", "mu", "alpha", "homo", "lumo", "gap", "r2", "zpve", "u0", "u298", "h298",
     "g298", "cv",
 )  # fmt: skip
+_SLICE = 4096  # molecules of an npz file that are checked at a time
 _ORDERS = {
     Chem.BondType.SINGLE: 1,
     Chem.BondType.DOUBLE: 2,
@@ -73,6 +74,32 @@ class Record(NamedTuple):
     smiles: str = ""
     bonds: NDArray[np.int16] | None = None
     targets: Mapping[str, float] = {}
+
+
+class Block(NamedTuple):
+    """A record of an SDF file that has yet to be parsed.
+
+    Args:
+        where: Its place.
+        lines: All its lines.
+        closed: Whether the line that ends a record was there.
+        targets: What a table beside the file tells; the record's own fields, and its bonds, are
+            then not taken.
+    """
+
+    where: str
+    lines: Sequence[str]
+    closed: bool
+    targets: Mapping[str, float] | None = None
+
+
+class Frame(NamedTuple):
+    """A frame of an XYZ file that has yet to be parsed."""
+
+    where: str
+    comment: str
+    rows: Sequence[str]
+    smiles: str
 
 
 class Graph(NamedTuple):
@@ -100,7 +127,7 @@ class Parsed:
     bonds: list[NDArray[np.int16] | None] = field(default_factory=list)
 
 
-Item = Record | Graph | Problem | Parsed
+Item = Block | Frame | Graph | Problem | Parsed  # what is read, and parsed elsewhere
 
 
 def suffix(path: Path) -> str:
@@ -108,20 +135,49 @@ def suffix(path: Path) -> str:
     return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
-def items_of(name: str, path: Path) -> Iterator[Item]:
-    """What one file holds; ``name`` stands for it in problems."""
-    if suffix(path) == ".npz":
-        yield _npz(name, path)
-        return
-    try:
-        packed = path.name.lower().endswith(".gz")
-        with gzip.open(path) if packed else path.open("rb") as stream:
-            lines = io.TextIOWrapper(stream, "utf-8-sig", errors="replace", newline=None)
-            yield from READERS[suffix(path)](name, lines)
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        yield Problem(name, "truncated, or not compressed by gzip")
-    except OSError as error:
-        yield Problem(name, f"cannot be read: {error.strerror}")
+_NOTHING: Any = io.BytesIO()
+
+
+class Reading:
+    """What files hold, one item after the other, and how far it is read.
+
+    Args:
+        files: The name by which a problem is reported, and the path, of each.
+    """
+
+    split = None  # of the files' own, or by hash
+
+    def __init__(self, files: Sequence[tuple[str, Path]]) -> None:
+        self.files = files
+        self._sizes = [path.stat().st_size if path.is_file() else 0 for _, path in files]
+        self._done, self._stream = 0, _NOTHING
+
+    @property
+    def share(self) -> float:
+        """Of the bytes, between 0 and 1."""
+        return min(1.0, (self._done + self._stream.tell()) / max(1, sum(self._sizes)))
+
+    def __iter__(self) -> Iterator[Item]:
+        for (name, path), size in zip(self.files, self._sizes, strict=True):
+            held = False
+            for item in _npz(name, path) if suffix(path) == ".npz" else self._text(name, path):
+                held = True
+                yield item
+            self._done, self._stream = self._done + size, _NOTHING
+            if not held:
+                yield Problem(name, "holds no molecule")
+
+    def _text(self, name: str, path: Path) -> Iterator[Item]:
+        try:
+            with path.open("rb") as self._stream:
+                packed = path.name.lower().endswith(".gz")
+                content: Any = gzip.GzipFile(fileobj=self._stream) if packed else self._stream
+                lines = io.TextIOWrapper(content, "utf-8-sig", errors="replace", newline=None)
+                yield from READERS[suffix(path)](name, lines)
+        except (EOFError, zlib.error, gzip.BadGzipFile):
+            yield Problem(name, "truncated, or not compressed by gzip")
+        except OSError as error:
+            yield Problem(name, f"cannot be read: {error.strerror}")
 
 
 def stacked(records: Sequence[Record]) -> Parsed:
@@ -166,13 +222,7 @@ def numeric(fields: Iterable[tuple[str, Any]]) -> dict[str, float]:
 
 def _sdf(name: str, lines: Iterable[str]) -> Iterator[Item]:
     for number, (record, closed) in enumerate(records(lines), 1):
-        where = f"{name} record {number}"
-        end = next((i for i, line in enumerate(record) if line.startswith("M  END")), None)
-        if end is None:
-            reason = "damaged: no 'M  END'" if closed else "truncated: no 'M  END'"
-            yield Problem(where, reason)
-            continue
-        yield molblock(where, record[: end + 1], numeric(_fields(record[end + 1 :])))
+        yield Block(f"{name} record {number}", record, closed)
 
 
 def records(lines: Iterable[str]) -> Iterator[tuple[list[str], bool]]:
@@ -194,10 +244,14 @@ def _fields(lines: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield name[1], value
 
 
-def molblock(
-    where: str, lines: Sequence[str], targets: Mapping[str, float], graph: bool = True
-) -> Record | Graph | Problem:
-    """Reads a record as given; its bonds and SMILES too if ``graph`` is set."""
+def molblock(given: Block) -> Record | Graph | Problem:
+    """Reads a record: as it is, or its graph where it is flat."""
+    where = given.where
+    end = next((i for i, line in enumerate(given.lines) if line.startswith("M  END")), None)
+    if end is None:
+        reason = "damaged" if given.closed else "truncated"
+        return Problem(where, f"{reason}: no 'M  END'")
+    lines, targets = given.lines[: end + 1], given.targets
     block = "\n".join(lines)
     mol = Chem.MolFromMolBlock(block, sanitize=False, removeHs=False)
     if mol is None:
@@ -209,8 +263,9 @@ def molblock(
     if not numbers:
         return Problem(where, "no atoms")
     positions = mol.GetConformer().GetPositions()
-    if not graph:
+    if targets is not None:
         return Record(where, numbers, positions, targets=targets)
+    targets = numeric(_fields(given.lines[end + 1 :]))
     if lines[1][20:22] == "2D" and not positions[:, 2].any():
         flat = Chem.MolFromMolBlock(block)  # reads the wedges too
         if flat is None:
@@ -274,10 +329,12 @@ def _xyz(name: str, lines: Iterator[str]) -> Iterator[Item]:
         if comment.startswith("gdb "):  # frequencies, SMILES, InChI follow
             smiles = next(islice(lines, 1, 2), "").split("\t")[-1].strip()
             next(lines, "")
-        yield _frame(where, comment, rows, smiles)
+        yield Frame(where, comment, rows, smiles)
 
 
-def _frame(where: str, comment: str, rows: Sequence[str], smiles: str) -> Record | Problem:
+def frame(given: Frame) -> Record | Problem:
+    """Reads a frame."""
+    where, comment, rows, smiles = given
     if not rows:
         return Problem(where, "no atoms")
     pairs = re.findall(r'([A-Za-z_][\w.-]*)=(?:"([^"]*)"|(\S+))', comment)
@@ -355,7 +412,28 @@ def _csv(name: str, lines: Iterable[str]) -> Iterator[Item]:
 # --- npz ---------------------------------------------------------------------------------------
 
 
-def _npz(name: str, path: Path) -> Parsed | Problem:
+def _npz(name: str, path: Path) -> Iterator[Parsed | Problem]:
+    found = _loaded(name, path)
+    if isinstance(found, Problem):
+        yield found
+    else:
+        yield from slices(found)
+
+
+def slices(parsed: Parsed) -> Iterator[Parsed]:
+    """The same, some thousands of molecules at a time."""
+    for start in range(0, len(parsed.where), _SLICE):
+        part = slice(start, start + _SLICE)
+        rows = np.arange(len(parsed.where))[part]
+        yield Parsed(
+            parsed.molecules.select(rows),
+            parsed.where[part],
+            parsed.split[part],
+            parsed.bonds[part],
+        )
+
+
+def _loaded(name: str, path: Path) -> Parsed | Problem:
     if not zipfile.is_zipfile(path):
         empty = path.is_file() and path.stat().st_size == 0
         return Problem(name, "is empty" if empty else "not an npz file, or truncated")

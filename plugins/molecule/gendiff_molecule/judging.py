@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gendiff.modality import Measure
+from gendiff.preparing import Told, spread
 from gendiff.runs import write_atomically
 from gendiff.spaces import Batch
 from gendiff_molecule import conformers, metrics, properties, task
-from gendiff_molecule.molecules import Molecules
+from gendiff_molecule.molecules import Molecules, Subset
 
 if TYPE_CHECKING:
     from gendiff_molecule.plugin import MoleculeConfig
@@ -50,11 +51,18 @@ def _edges(bonds: Any) -> frozenset[tuple[int, int, int]]:
     return frozenset((min(i, j), max(i, j), order) for i, j, order in bonds.tolist())
 
 
-def _train_smiles(train: Molecules, cache: Path) -> set[str]:
+def _train_smiles(train: Subset, cache: Path) -> set[str]:
     """What the table reads from the training molecules; kept, for it takes a minute on QM9."""
-    digest = hashlib.sha256(train.numbers.tobytes() + train.positions.tobytes()).hexdigest()[:16]
-    path = cache / f"molecule-smiles-{digest}.txt"
+    digest = hashlib.sha256()
+    for piece in train.pieces():
+        digest.update(piece.numbers.tobytes() + piece.positions.tobytes())
+    path = cache / f"molecule-smiles-{digest.hexdigest()[:16]}.txt"
     if not path.is_file():
-        found = {s for s in metrics.table_smiles(train) if s is not None}
+        found: set[str] = set()
+        told, done = Told(), 0
+        for smiles in spread(metrics.table_smiles, train.pieces()):
+            found.update(s for s in smiles if s is not None)
+            done += len(smiles)
+            told("SMILES of training molecules", done, len(train))
         write_atomically(path, "\n".join(sorted(found)))
     return set(path.read_text().split("\n"))

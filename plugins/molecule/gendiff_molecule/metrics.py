@@ -86,18 +86,21 @@ def measure(
         DataError: There is an element that the bond table does not know.
     """
     explicit = hydrogens == "explicit"
-    if not explicit:
-        held_out = held_out.without_hydrogens()
     if min(len(samples), len(held_out)) < 2:
         return
     order = torch.randperm(len(held_out), generator=generator("floor", seed)).numpy()
     half = len(order) // 2
+
+    def chosen(which: NDArray[np.int64]) -> Molecules:
+        molecules = held_out.select(which)
+        return molecules if explicit else molecules.without_hydrogens()
+
     fake = judge(samples)
-    real = judge(held_out.select(order[: len(samples)]))
+    real = judge(chosen(order[: len(samples)]))
     about = "" if explicit else ", heavy atoms with RDKit's hydrogens"
     yield from _shares(fake, real, train_smiles, explicit, about)
     # The distributions of one half are compared with those of the other.
-    reference = judge(held_out.select(order[half:][:_REFERENCE]))
+    reference = judge(chosen(order[half:][:_REFERENCE]))
     stand_in = real.first(half)
     yield from _distances(fake, stand_in, reference, about)
     yield from _variations(fake, stand_in, reference, about)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,8 @@ class Molecules:
         numbers: Atomic numbers, (R,), uint8.
         positions: In Angstrom, (R, 3), float32.
         offsets: Molecule i has the rows ``offsets[i]:offsets[i + 1]``, (M + 1,), int64.
-        smiles: Canonical SMILES or "", (M,), or empty. Conformers of one molecule share it.
+        smiles: Canonical SMILES or "", (M,), or empty. Conformers of one molecule share it. Of
+            molecules on disk it is :class:`~gendiff_molecule.store.Texts`.
         bonds: Rows (first atom, second atom, order), atoms counted within the molecule, order 1,
             2, 3 or 4 for aromatic, (E, 3), int16; empty where bonds are not known.
         bond_offsets: As ``offsets``, for ``bonds``, (M + 1,), int64; empty without bonds.
@@ -34,7 +35,7 @@ class Molecules:
     numbers: NDArray[np.uint8]
     positions: NDArray[np.float32]
     offsets: NDArray[np.int64]
-    smiles: NDArray[np.str_] = field(default_factory=lambda: np.empty(0, dtype=str))
+    smiles: Any = field(default_factory=lambda: np.empty(0, dtype=str))
     bonds: NDArray[np.int16] = field(default_factory=lambda: np.empty((0, 3), np.int16))
     bond_offsets: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     targets: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
@@ -81,7 +82,7 @@ class Molecules:
     def select(self, which: Sequence[int] | NDArray[np.int64] | NDArray[np.bool_]) -> Molecules:
         """The molecules of these numbers (or where a mask is True), in that order."""
         which = np.asarray(which)
-        chosen = np.arange(len(self))[which if len(which) else np.empty(0, np.int64)]
+        chosen = np.flatnonzero(which) if which.dtype == bool else which.astype(np.int64)
         rows, offsets = _rows(self.offsets, chosen)
         bonds, bond_offsets = self.bonds, self.bond_offsets
         if len(bond_offsets):
@@ -120,23 +121,54 @@ class Molecules:
         )
         return lean if sizes.all() else lean.select(sizes > 0)
 
-    def save(self, path: Path) -> None:
-        """Writes ``.npz``, whole or not at all."""
-        temporary = path.with_name(path.name + ".tmp.npz")
-        arrays = {k: getattr(self, k) for k in _ARRAYS}
-        arrays |= {f"target.{k}": v for k, v in self.targets.items()}
-        np.savez_compressed(temporary, **arrays)
-        temporary.replace(path)
+    def target(self, name: str) -> NDArray[np.float32]:
+        """A property of each molecule, (M,), NaN where unknown."""
+        return np.asarray(self.targets[name])
 
-    @classmethod
-    def load(cls, path: Path) -> Molecules:
-        """Reads what :meth:`save` wrote."""
-        with np.load(path) as data:
-            targets = {k[7:]: data[k] for k in data.files if k.startswith("target.")}
-            return cls(**{k: data[k] for k in _ARRAYS}, targets=targets)
+    def pieces(self) -> Iterator[Molecules]:
+        """The molecules again, some thousands at a time."""
+        return Subset(self, np.arange(len(self))).pieces()
 
 
-_ARRAYS = ("numbers", "positions", "offsets", "smiles", "bonds", "bond_offsets")
+@dataclass(frozen=True)
+class Subset:
+    """Molecules of a set that may be larger than memory; none is copied before it is asked for.
+
+    Args:
+        molecules: The set.
+        rows: Numbers of those that belong, (M,), int64.
+    """
+
+    molecules: Molecules
+    rows: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Atoms of each molecule, (M,)."""
+        return self.molecules.sizes[self.rows]
+
+    def target(self, name: str) -> NDArray[np.float32]:
+        """A property of each molecule, (M,), NaN where unknown."""
+        return self.molecules.target(name)[self.rows]
+
+    def narrowed(self, which: NDArray[np.int64] | NDArray[np.bool_]) -> Subset:
+        """Those of these numbers (or where a mask is True)."""
+        return Subset(self.molecules, self.rows[which])
+
+    def select(self, which: NDArray[np.int64] | NDArray[np.bool_]) -> Molecules:
+        """A copy of those of these numbers (or where a mask is True)."""
+        return self.molecules.select(self.rows[which])
+
+    def pieces(self) -> Iterator[Molecules]:
+        """Copies of the molecules, some thousands at a time."""
+        for start in range(0, len(self), _PIECE):
+            yield self.molecules.select(self.rows[start : start + _PIECE])
+
+
+_PIECE = 4096
 
 
 def _offsets(sizes: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
@@ -147,6 +179,6 @@ def _rows(
     offsets: NDArray[np.int64], chosen: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The rows of the chosen groups, and the offsets that they then have."""
-    sizes = np.diff(offsets)[chosen]
-    new = _offsets(sizes)
-    return np.arange(new[-1]) + np.repeat(offsets[chosen] - new[:-1], sizes), new
+    starts, ends = offsets[chosen], offsets[chosen + 1]
+    new = _offsets(ends - starts)
+    return np.arange(new[-1]) + np.repeat(starts - new[:-1], ends - starts), new

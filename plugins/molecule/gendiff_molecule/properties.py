@@ -31,7 +31,7 @@ from gendiff.modality import Measure, Property
 from gendiff.noise import generator
 from gendiff.spaces import Batch, Ragged, Space
 from gendiff_molecule import task
-from gendiff_molecule.molecules import Molecules
+from gendiff_molecule.molecules import Molecules, Subset
 from gendiff_molecule.pairnet import PairNet
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Regressor:
 
     def batch(
         self,
-        molecules: Molecules,
+        molecules: Molecules | Subset,
         which: NDArray[np.int64],
         blur: torch.Generator | None = None,
     ) -> Batch:
@@ -86,7 +86,7 @@ class Regressor:
         return total / space.sizes
 
     @torch.no_grad()
-    def __call__(self, molecules: Molecules) -> NDArray[np.float64]:
+    def __call__(self, molecules: Molecules | Subset) -> NDArray[np.float64]:
         """The property of each molecule, (M,)."""
         self.network.eval()
         parts = [
@@ -98,7 +98,7 @@ class Regressor:
 
 
 def regressor(
-    molecules: Molecules,
+    molecules: Subset,
     name: str,
     elements: list[int],
     steps: int,
@@ -117,8 +117,8 @@ def regressor(
         seed: Seed of the network and of the order.
         blurred: Learn from blurred molecules; for steering.
     """
-    molecules = molecules.select(np.isfinite(molecules.targets[name]))
-    values = molecules.targets[name].astype(np.float64)
+    molecules = molecules.narrowed(np.isfinite(molecules.target(name)))
+    values = molecules.target(name).astype(np.float64)
     mean, spread = float(values.mean()), float(np.abs(values - values.mean()).mean())
     torch.manual_seed(seed)
     network = PairNet(len(elements), 64, 32, 8, 4, groups=2, outputs=1)
@@ -179,8 +179,9 @@ def steering(
         0,
         blurred=True,
     )
-    test = prepared.test.select(np.flatnonzero(np.isfinite(prepared.test.targets[name])))
-    error = _error(found(test), test.targets[name].astype(np.float64))
+    test = task.whole(prepared.test)
+    test = test.narrowed(np.isfinite(test.target(name)))
+    error = _error(found(test), test.target(name).astype(np.float64))
     found.network.requires_grad_(False)
 
     def function(x: Tensor, space: Space) -> Tensor:
@@ -208,11 +209,11 @@ def measure(
         return figures
     prepared = task.loaded(config)
     other = task.halves(prepared.train)[0]
-    test = prepared.test.select(task.known(config, prepared.test))
+    test = task.known(config, task.whole(prepared.test))
     for name in task.properties(config):
         judge = regressor(other, name, facts["elements"], config.regressor_steps, cache, seed)
         asked = context[:, columns.index(name)]
-        real = test.targets[name].astype(np.float64)
+        real = test.target(name).astype(np.float64)
         floor = _error(judge(test), real)
         counts = f"{len(asked)} samples; floor: the regressor's own error on {len(test)} held-out"
         note = f"|asked - found by a regressor that learnt from the other half|; {counts}"
@@ -249,10 +250,10 @@ def _error(found: NDArray[np.float64], wanted: NDArray[np.float64]) -> float:
     return float(np.abs(found - wanted).mean())
 
 
-def _by_size(known: Molecules, name: str, asked: Molecules) -> NDArray[np.float64]:
+def _by_size(known: Subset, name: str, asked: Subset) -> NDArray[np.float64]:
     """The median of a property at each asked molecule's number of atoms."""
-    finite = known.select(np.isfinite(known.targets[name]))
-    values = finite.targets[name].astype(np.float64)
+    finite = known.narrowed(np.isfinite(known.target(name)))
+    values = finite.target(name).astype(np.float64)
     table = {n: float(np.median(values[finite.sizes == n])) for n in np.unique(finite.sizes)}
     rest = float(np.median(values))
     return np.array([table.get(n, rest) for n in asked.sizes])

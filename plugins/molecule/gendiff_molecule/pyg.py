@@ -17,16 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gendiff.errors import DataError
-from gendiff_molecule.formats import (
-    Parsed,
-    Problem,
-    Record,
-    Tick,
-    molblock,
-    numeric,
-    records,
-    stacked,
-)
+from gendiff_molecule.formats import Block, Item, Parsed, numeric, records, slices
 from gendiff_molecule.molecules import SYMBOLS, Molecules
 
 if TYPE_CHECKING:
@@ -112,60 +103,48 @@ def qm9_files(path: Path) -> tuple[Path, ...]:
     return (processed,) if processed.is_file() else ()
 
 
-def read_qm9(files: tuple[Path, ...], tick: Tick) -> list[Parsed | Problem]:
-    """QM9 without its uncharacterised molecules, with EDM's split.
+class QM9:
+    """QM9 without its uncharacterised molecules; they are split by :func:`edm_split`.
+
+    Args:
+        files: Those of :func:`qm9_files`.
 
     Raises:
-        DataError: A file is missing, or the files do not fit each other.
+        DataError: A file is missing, or, once it is read, the files do not fit each other.
     """
-    if len(files) == 1:
-        return [_processed(files[0])]
-    for file in files:
-        if not file.is_file():
-            raise DataError(
-                f"data: there is no {file}. QM9 needs {', '.join(_NAMES)}; "
-                "torch_geometric.datasets.QM9(root=FOLDER) fetches all."
-            )
-    rows, dropped = _table(files[1]), _dropped(files[2])
-    with files[0].open(errors="replace") as lines:
-        found = list(_characterised(lines, rows, dropped, tick))
-    split = edm_split(len(found))
-    good = [(s, f) for s, f in zip(split.tolist(), found, strict=True) if isinstance(f, Record)]
-    parsed = stacked([record for _, record in good])
-    kept = np.array([s for s, _ in good], np.uint8)
-    problems = [f for f in found if isinstance(f, Problem)]
-    return [*problems, Parsed(parsed.molecules, parsed.where, kept, parsed.bonds)]
 
+    def __init__(self, files: tuple[Path, ...]) -> None:
+        for file in files:
+            if not file.is_file():
+                raise DataError(
+                    f"data: there is no {file}. QM9 needs {', '.join(_NAMES)}; "
+                    "torch_geometric.datasets.QM9(root=FOLDER) fetches all."
+                )
+        self.files, self.share, self.split = files, 0.0, edm_split
 
-def _characterised(
-    lines: Iterable[str], rows: list[dict[str, float]], dropped: set[int], tick: Tick
-) -> Iterator[Record | Problem]:
-    number = 0
-    for number, (lines_, _) in enumerate(records(lines), 1):
-        where = f"gdb9.sdf record {number}"
-        if number > len(rows):
+    def __iter__(self) -> Iterator[Item]:
+        if len(self.files) == 1:
+            yield from slices(_processed(self.files[0]))
+            return
+        rows, dropped = _table(self.files[1]), _dropped(self.files[2])
+        number = 0
+        with self.files[0].open(errors="replace") as lines:
+            for number, (record, closed) in enumerate(records(lines), 1):
+                if number > len(rows):
+                    raise DataError(
+                        f"data: gdb9.sdf.csv has {len(rows)} rows, gdb9.sdf has more records. "
+                        "Fetch both again."
+                    )
+                self.share = number / len(rows)
+                if number not in dropped:
+                    # Its bonds are wrong for some thirty thousand molecules: none are taken.
+                    where = f"gdb9.sdf record {number}"
+                    yield Block(where, record, closed, rows[number - 1])
+        if number < len(rows):
             raise DataError(
-                f"data: gdb9.sdf.csv has {len(rows)} rows, gdb9.sdf has more records. "
-                "Fetch both again."
+                f"data: gdb9.sdf is truncated: {number} records for the {len(rows)} rows of "
+                "gdb9.sdf.csv. Fetch both again."
             )
-        if number % 1000 == 0 or number == len(rows):
-            tick("arrays of gdb9.sdf", number, len(rows))
-        if number in dropped:
-            continue
-        end = next((i for i, line in enumerate(lines_) if line.startswith("M  END")), None)
-        if end is None:
-            yield Problem(where, "truncated: no 'M  END'")
-            continue
-        # Its bonds are wrong for some thirty thousand molecules: none are taken from it.
-        done = molblock(where, lines_[: end + 1], rows[number - 1], graph=False)
-        if not isinstance(done, Record | Problem):
-            raise TypeError(done)
-        yield done
-    if number < len(rows):
-        raise DataError(
-            f"data: gdb9.sdf is truncated: {number} records for the {len(rows)} rows of "
-            "gdb9.sdf.csv. Fetch both again."
-        )
 
 
 def _table(file: Path) -> list[dict[str, float]]:
@@ -211,4 +190,4 @@ def _processed(file: Path) -> Parsed:
         z.astype(np.uint8), pos, offsets, np.full(count, "", dtype=str), targets=targets
     )
     where = [f"{file.name} item {i}" for i in range(count)]
-    return Parsed(molecules, where, edm_split(count), [None] * count)
+    return Parsed(molecules, where, np.zeros(count, np.uint8), [None] * count)

@@ -8,7 +8,6 @@ neighbours.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,20 +17,19 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from gendiff import console
 from gendiff.errors import ConfigError, DataError, suggest
 from gendiff.modality import DataReport
 from gendiff.noise import generator
+from gendiff.preparing import Told
 from gendiff.spaces import Batch, Cond, Ragged
 from gendiff_molecule import conformers, data
-from gendiff_molecule.molecules import SYMBOLS, Molecules
+from gendiff_molecule.molecules import SYMBOLS, Molecules, Subset
 
 if TYPE_CHECKING:
     from gendiff_molecule.plugin import MoleculeConfig
 
 EXAMPLES = 2000  # training molecules whose size and properties are kept in the run
 ASKED = 50  # held-out molecules whose conformers are drawn where nothing is asked for
-SILENCE = 15.0  # seconds between lines about long preparations
 FEWEST = 20  # so few molecules say nothing: less flexible ones are taken too
 FLEXIBLE = 5  # degrees of freedom from which on a molecule is worth its conformers
 
@@ -48,38 +46,36 @@ class Item(NamedTuple):
 @lru_cache(maxsize=2)
 def loaded(config: MoleculeConfig) -> data.Prepared:
     """The data of a configuration, read once in a process."""
-    said: dict[str, float] = {}
-
-    def tick(what: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - said.get(what, -SILENCE) >= SILENCE:
-            said[what] = now
-            console.say(f"making {what}: {done} of {total}" if total > 1 else f"making {what} …")
-
-    return data.load(config, tick)
+    return data.load(config, Told())
 
 
-def training(config: MoleculeConfig, prepared: data.Prepared) -> Molecules:
+def training(config: MoleculeConfig, prepared: data.Prepared) -> Subset:
     """The molecules that train the network: half of them where a property is asked for.
 
     The other half trains the regressor that judges (Hoogeboom et al., 2022, section 5.2).
     """
     if not properties(config):
-        return prepared.train
-    return halves(prepared.train)[1].select(known(config, halves(prepared.train)[1]))
+        return whole(prepared.train)
+    return known(config, halves(prepared.train)[1])
 
 
-def halves(molecules: Molecules) -> tuple[Molecules, Molecules]:
+def whole(molecules: Molecules) -> Subset:
+    """All of them."""
+    return Subset(molecules, np.arange(len(molecules)))
+
+
+def halves(molecules: Molecules) -> tuple[Subset, Subset]:
     """Two halves, the same each time."""
     order = torch.randperm(len(molecules), generator=generator("halves")).numpy()
     middle = len(order) // 2
-    return molecules.select(np.sort(order[:middle])), molecules.select(np.sort(order[middle:]))
+    one, other = np.sort(order[:middle]), np.sort(order[middle:])
+    return Subset(molecules, one), Subset(molecules, other)
 
 
-def known(config: MoleculeConfig, molecules: Molecules) -> NDArray[np.bool_]:
-    """Where every property that the configuration names has a value, (M,)."""
-    values = [np.isfinite(molecules.targets[name]) for name in properties(config)]
-    return np.logical_and.reduce([np.ones(len(molecules), bool), *values])
+def known(config: MoleculeConfig, molecules: Subset) -> Subset:
+    """Those of which every property that the configuration names has a value."""
+    values = [np.isfinite(molecules.target(name)) for name in properties(config)]
+    return molecules.narrowed(np.logical_and.reduce([np.ones(len(molecules), bool), *values]))
 
 
 def properties(config: MoleculeConfig) -> list[str]:
@@ -111,10 +107,10 @@ def prepare(config: MoleculeConfig) -> DataReport:
             f"no training molecule has all of {', '.join(properties(config))}. "
             "Choose other properties in molecule.condition"
         )
-    elements = sorted(set(np.unique(train.numbers).tolist()))
+    elements = _elements(train)
     if config.elements is not None:
         elements = sorted(SYMBOLS.index(symbol) for symbol in config.elements)
-    alien = sorted(set(np.unique(prepared.test.numbers).tolist()) - set(elements))
+    alien = sorted(set(_elements(whole(prepared.test))) - set(elements))
     if alien:
         raise DataError(
             f"{SYMBOLS[alien[0]]} is in the held-out molecules and in no training molecule. "
@@ -142,16 +138,20 @@ def prepare(config: MoleculeConfig) -> DataReport:
     return DataReport(summary, facts, prepared.warnings)
 
 
-def _position_std(molecules: Molecules) -> float:
+def _elements(molecules: Subset) -> list[int]:
+    """Atomic numbers that occur, sorted."""
+    counts = sum(np.bincount(piece.numbers, minlength=256) for piece in molecules.pieces())
+    return np.flatnonzero(counts).tolist()
+
+
+def _position_std(molecules: Subset) -> float:
     few = molecules.select(np.arange(0, len(molecules), max(1, len(molecules) // 2000)))
     x = torch.from_numpy(few.positions)
     centred: torch.Tensor = Ragged(torch.from_numpy(few.sizes), 3, 3).project(x)
     return centred.std().item()
 
 
-def _context_facts(
-    config: MoleculeConfig, train: Molecules, elements: list[int]
-) -> dict[str, Any]:
+def _context_facts(config: MoleculeConfig, train: Subset, elements: list[int]) -> dict[str, Any]:
     """Mean and spread of each column of the context, and examples of (size, raw context)."""
     raw = _raw_context(config, train, elements)
     pick = torch.randperm(len(train), generator=generator("examples"))[:EXAMPLES].numpy()
@@ -165,19 +165,24 @@ def _context_facts(
 
 
 def _raw_context(
-    config: MoleculeConfig, molecules: Molecules, elements: Sequence[int]
+    config: MoleculeConfig, molecules: Subset, elements: Sequence[int]
 ) -> NDArray[np.float64]:
     columns: list[NDArray[Any]] = []
     for name in config.condition:
         if name == "composition":
-            owner = np.repeat(np.arange(len(molecules)), molecules.sizes)
-            columns += [
-                np.bincount(owner[molecules.numbers == z], minlength=len(molecules))
-                for z in elements
-            ]
+            counts = [_composition(piece, elements) for piece in molecules.pieces()]
+            columns += list(np.concatenate(counts).T)
         else:
-            columns.append(molecules.targets[name])
+            columns.append(molecules.target(name))
     return np.stack(columns, 1).astype(np.float64)
+
+
+def _composition(molecules: Molecules, elements: Sequence[int]) -> NDArray[np.int64]:
+    """Atoms of each element in each molecule, (M, K)."""
+    owner = np.repeat(np.arange(len(molecules)), molecules.sizes)
+    return np.stack(
+        [np.bincount(owner[molecules.numbers == z], minlength=len(molecules)) for z in elements], 1
+    )
 
 
 def columns(config: MoleculeConfig, facts: Mapping[str, Any]) -> list[str]:
@@ -203,12 +208,11 @@ class MoleculeData(Dataset[Item]):
     """A split, map-style; nothing about an item is random, as the networks see no direction."""
 
     def __init__(
-        self, config: MoleculeConfig, facts: Mapping[str, Any], molecules: Molecules
+        self, config: MoleculeConfig, facts: Mapping[str, Any], molecules: Subset
     ) -> None:
-        self.molecules = molecules
-        lookup = np.full(256, -1)
-        lookup[facts["elements"]] = np.arange(len(facts["elements"]))
-        self.types = lookup[molecules.numbers]
+        self.molecules, self.rows = molecules.molecules, molecules.rows
+        self.lookup = np.full(256, -1)
+        self.lookup[facts["elements"]] = np.arange(len(facts["elements"]))
         self.context: NDArray[np.float32] | None = None
         if config.condition:
             raw = _raw_context(config, molecules, facts["elements"])
@@ -216,15 +220,15 @@ class MoleculeData(Dataset[Item]):
         self.graph = config.task == "conformer"
 
     def __len__(self) -> int:
-        return len(self.molecules)
+        return len(self.rows)
 
     def __getitem__(self, key: tuple[int, int]) -> Item:
-        i = key[0]
-        rows = slice(self.molecules.offsets[i], self.molecules.offsets[i + 1])
+        i = self.rows[key[0]]
+        numbers, positions = self.molecules[i]
         return Item(
-            self.types[rows],
-            self.molecules.positions[rows],
-            None if self.context is None else self.context[i],
+            self.lookup[numbers],
+            positions,
+            None if self.context is None else self.context[key[0]],
             self.molecules.bonds_of(i) if self.graph else None,
         )
 
@@ -238,10 +242,9 @@ def standardised(facts: Mapping[str, Any], raw: NDArray[np.float64]) -> NDArray[
 def dataset(config: MoleculeConfig, facts: Mapping[str, Any], split: str) -> MoleculeData:
     """The split's molecules; see :func:`training`."""
     prepared = loaded(config)
-    molecules = training(config, prepared) if split == "train" else prepared.test
-    if split != "train" and properties(config):
-        molecules = molecules.select(known(config, molecules))
-    return MoleculeData(config, facts, molecules)
+    if split == "train":
+        return MoleculeData(config, facts, training(config, prepared))
+    return MoleculeData(config, facts, known(config, whole(prepared.test)))
 
 
 def collate(config: MoleculeConfig, facts: Mapping[str, Any], items: Sequence[Item]) -> Batch:
