@@ -52,11 +52,11 @@ def steering(model: Model, count: int) -> None:
     """Prints the table of properties."""
     run = model.run
     section: Any = run.section
-    train = task.training(section, task.loaded(section))
+    smiles = task.loaded(section).train.smiles.tolist()
     free = smiles_of(model.sample(count), model)
     rows = []
     for name in embedded.targets(["C"]):
-        values = np.array(embedded.targets(train.smiles.tolist())[name])
+        values = np.array(embedded.targets(smiles)[name])
         for quantile in (0.1, 0.5, 0.9):
             asked = float(np.quantile(values, quantile))
             steered = smiles_of(model.sample(count, toward={name: asked}), model)

@@ -6,7 +6,9 @@ A user's mistake ends with one line and exit code 2; ``--debug`` shows the trace
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +49,22 @@ def _in_one_line() -> Iterator[None]:
         raise Misuse(error) from None
 
 
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM leaves the program by its doors, so that what is half-written is removed.
+
+    While it trains, training has a handler of its own.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class Commands(click.Group):
     """Formats errors, and keeps the commands in the order of use.
 
@@ -63,7 +81,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with _in_one_line():
+            with _in_one_line(), _ended_by_sigterm():
                 return super().invoke(ctx)
         except (GendiffError, OSError, MemoryError, RuntimeError) as error:
             said = explained(error)

@@ -1,21 +1,24 @@
 """Data sets larger than memory: worker processes that prepare them, and arrays that stay on disk.
 
 A modality's ``prepare`` reads its source once, in pieces: :func:`spread` makes each in a worker
-process, :class:`Rows` appends it to a ``.npy`` file, :class:`Told` says how far it is. Training
-then reads from :class:`Mapped` arrays what it asks for. So memory holds a few pieces and a few
-numbers an item, whatever the size of the set.
+process, :class:`Rows` appends it to a ``.npy`` file of a folder that is :func:`written` whole or
+not at all, :class:`Told` says how far it is. Training then reads from :class:`Mapped` arrays what
+it asks for. So memory holds a few pieces and a few numbers an item, whatever the size of the set.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import chain, islice
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
@@ -34,6 +37,8 @@ B = TypeVar("B")
 _MOST_WORKERS = 32
 _AHEAD = 2  # pieces in flight for each worker
 _SILENCE_SECONDS = 15.0
+_NEW = "new-"
+_ABANDONED = 86400  # seconds in which a process that is alive writes something
 
 
 def cores() -> int:
@@ -58,13 +63,14 @@ def spread(
         DataError: A process died.
         Exception: Whatever ``function`` raises.
     """
-    left = iter(items)
-    first = list(islice(left, few + 1))
     workers = min(cores(), _MOST_WORKERS)
-    if len(first) <= few or workers == 1:
-        yield from map(function, chain(first, left))
+    left = iter(items)
+    first = deque(islice(left, few + 1 if workers > 1 else 0))
+    here = len(first) <= few
+    left = chain(_emptied(first), left)
+    if here:
+        yield from map(function, left)
         return
-    left = chain(first, left)
     waiting: deque[Future[list[B]]] = deque()
     try:
         with ProcessPoolExecutor(workers, get_context("spawn"), _begun) as pool:
@@ -82,6 +88,11 @@ def spread(
             "data: a process that prepared them died. Free some memory; a script of your own must "
             "call gendiff below `if __name__ == '__main__':`."
         ) from error
+
+
+def _emptied(items: deque[A]) -> Iterator[A]:
+    while items:
+        yield items.popleft()  # none is held longer than it is needed
 
 
 def _each(function: Callable[[A], B], items: list[A]) -> list[B]:
@@ -117,6 +128,44 @@ class Told:
         if now - self._last >= _SILENCE_SECONDS:
             self._last = now
             console.say(f"preparing {what}: {done}" + (f" of {total}" if total else ""))
+
+
+@contextmanager
+def written(folder: Path) -> Iterator[Path]:
+    """A new folder, which gets its name once all in it is written; else nothing of it stays.
+
+    What processes that were killed left beside it is removed after a day.
+
+    Raises:
+        DataError: It cannot be written.
+    """
+    parent = folder.parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for old in parent.glob(f"{_NEW}*"):
+            if time.time() - max(p.stat().st_mtime for p in [old, *old.rglob("*")]) > _ABANDONED:
+                shutil.rmtree(old, ignore_errors=True)
+        new = Path(tempfile.mkdtemp(prefix=_NEW, dir=parent))
+    except OSError as error:
+        raise _unwritable(parent, error) from error
+    try:
+        yield new
+        if not folder.exists():  # another process may have been faster
+            new.rename(folder)
+    except OSError as error:
+        if error.filename is not None and not str(error.filename).startswith(str(parent)):
+            raise  # of what is read
+        if not folder.exists():
+            raise _unwritable(parent, error) from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _unwritable(folder: Path, error: OSError) -> DataError:
+    return DataError(
+        f"data: cannot write to the cache folder {folder} ({error}). "
+        "Set the environment variable GENDIFF_CACHE to a folder with space."
+    )
 
 
 class Rows:

@@ -17,7 +17,7 @@ import pytest
 
 from gendiff import console, preparing
 from gendiff.errors import DataError
-from gendiff.preparing import Mapped, Rows, Told, spread
+from gendiff.preparing import Mapped, Rows, Told, spread, written
 
 
 def squared(number: int) -> tuple[int, int]:
@@ -61,6 +61,11 @@ class TestSpread:
     def test_few_items_are_done_here(self) -> None:
         assert list(spread(squared, [3, 4], few=2)) == [(os.getpid(), 9), (os.getpid(), 16)]
         assert list(spread(squared, [])) == []
+
+    def test_items_may_be_given_in_pieces(self) -> None:
+        found = list(spread(squared, range(50), few=0, size=8))
+        assert [square for _, square in found] == [i**2 for i in range(50)]
+        assert len({pid for pid, _ in found[:8]}) == 1
 
     def test_an_error_is_the_callers(self) -> None:
         with pytest.raises(DataError, match="7 is no good"):
@@ -158,7 +163,7 @@ def test_progress_is_told_after_a_while_and_then_every_fifteen_seconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now, said = [100.0], []
-    monkeypatch.setattr(preparing.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     monkeypatch.setattr(console, "say", said.append)
     told = Told()
     for second in range(1, 40):
@@ -169,3 +174,69 @@ def test_progress_is_told_after_a_while_and_then_every_fifteen_seconds(
         "preparing pictures: 23 of 50",
         "preparing pictures: 38",
     ]
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder = tmp_path / "cache" / "a"
+
+    def half() -> None:
+        with written(folder) as new:
+            (new / "half").write_text("half")
+            raise DataError("data: no good.")
+
+    with pytest.raises(DataError, match="no good"):
+        half()
+    assert list((tmp_path / "cache").iterdir()) == []
+    with written(folder) as new:
+        (new / "whole").write_text("whole")
+        assert not folder.exists()
+    assert [p.name for p in (tmp_path / "cache").rglob("*")] == ["a", "whole"]
+    with written(folder) as new:  # another process was faster
+        (new / "whole").write_text("other")
+    assert (folder / "whole").read_text() == "whole"
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(DataError, match="GENDIFF_CACHE to a folder with space"),
+        written(tmp_path / "file" / "a"),
+    ):
+        pass
+    with pytest.raises(FileNotFoundError, match="source"), written(tmp_path / "cache" / "b"):
+        (tmp_path / "source").read_text()
+
+
+def test_what_killed_processes_left_is_removed_after_a_day(tmp_path: Path) -> None:
+    for name, hours in {"new-old": 25, "new-young": 23, "other": 25}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rows.npy").touch()
+        then = time.time() - 3600 * hours
+        os.utime(tmp_path / name / "rows.npy", (then, then))
+        os.utime(tmp_path / name, (then, then))
+    with written(tmp_path / "a"):
+        pass
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "new-young", "other"]
+
+
+SLEEPING = """
+import pathlib, sys, time
+from gendiff import cli
+from gendiff.preparing import written
+
+@cli.main.command()
+def sleep():
+    with written(pathlib.Path(sys.argv[1]) / "a") as new:
+        (new / "half").touch()
+        time.sleep(60)
+
+cli.main(["sleep"])
+"""
+
+
+def test_sigterm_leaves_nothing_half_written(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", SLEEPING, str(tmp_path)])
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("new-*/half")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait() == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []

@@ -35,7 +35,7 @@ from gendiff_molecule.formats import (
 from gendiff_molecule.molecules import SYMBOLS, Molecules
 
 _NEAREST = 0.3  # Angstrom: no two atoms are so close
-_PAIRS = 1 << 20  # distances computed at a time
+_PAIRS = 1 << 18  # distances computed at a time
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -31,6 +29,7 @@ from numpy.typing import NDArray
 
 from gendiff.data import content_of
 from gendiff.errors import ConfigError, DataError, suggest
+from gendiff.preparing import written
 from gendiff.runs import cache_folder
 from gendiff_molecule import embedded, pyg, store
 from gendiff_molecule.checks import Rules, hashed
@@ -282,7 +281,7 @@ class _Found:
         folder = self.folder / name
         kept = _read_back(folder, store.load)
         if kept is None:
-            with _written(folder) as new:
+            with written(folder) as new:
                 lean = (piece.without_hydrogens() for piece in molecules.pieces())
                 store.write(lean, new, len(molecules.bond_offsets) > 0)
             kept = store.load(folder)
@@ -296,7 +295,7 @@ def _cached(
     folder = cache_folder() / "molecule" / key
     found = _read_back(folder, _restored)
     if found is None:
-        with _written(folder) as new:
+        with written(folder) as new:
             source, content = made()
             asked = replace(rules, keys=source.split is None)
             gathered = gather(source, name, asked, new / "all", tick)
@@ -345,32 +344,3 @@ def _read_back(folder: Path, read: Callable[[Path], T]) -> T | None:
         except Exception:  # whatever a damaged file makes numpy or json raise
             shutil.rmtree(folder, ignore_errors=True)
     return None
-
-
-@contextmanager
-def _written(folder: Path) -> Iterator[Path]:
-    """A new folder, which gets its name when all is written, or none."""
-    parent = folder.parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(prefix="new-", dir=parent))
-    except OSError as error:
-        raise _unwritable(parent, error) from error
-    try:
-        yield new
-        if not folder.exists():  # another process may have been faster
-            new.rename(folder)
-    except OSError as error:
-        if error.filename is not None and not str(error.filename).startswith(str(parent)):
-            raise  # of what is read
-        if not folder.exists():
-            raise _unwritable(parent, error) from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
-def _unwritable(folder: Path, error: OSError) -> DataError:
-    return DataError(
-        f"data: cannot write to the cache folder {folder} ({error}). "
-        "Set the environment variable GENDIFF_CACHE to a folder with space."
-    )

@@ -43,7 +43,7 @@ def test_what_was_asked_for_is_compared_with_what_is_there(data: Path, tmp_path:
     prepared = task.loaded(section)
     train = task.training(section, prepared)
     assert abs(2 * len(train) - len(prepared.train)) <= 3  # half of them, all with a value
-    assert np.isfinite(train.targets["radius"]).all()
+    assert np.isfinite(train.target("radius")).all()
 
     held_out = task.dataset(section, facts, "test")
     real = task.collate(section, facts, [held_out[i, 0] for i in range(len(held_out))])
