@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
@@ -29,6 +30,7 @@ from gendiff.errors import GendiffError, OtherProcessError
 from gendiff.world import ALONE, World, from_environment
 
 T = TypeVar("T")
+_PATIENCE = timedelta(days=7)
 
 
 @contextmanager
@@ -114,8 +116,11 @@ def one_before_the_others(action: Callable[[], T]) -> T:
     world = present()
     if world.size == 1:
         return action()
+    # A group of its own: preparing a large set takes longer than a collective may.
+    patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
     result = action() if world.local_rank == 0 else None
-    dist.barrier()
+    dist.barrier(patient)
+    dist.destroy_process_group(patient)
     return action() if result is None else result
 
 

@@ -75,9 +75,7 @@ def start(
         limits: The largest file, in bytes, that processes may write, by rank.
         told: Where each process writes its error's line, as the command line would say it.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     members = []
     for rank in range(size):
         process = _CONTEXT.Process(
@@ -86,6 +84,13 @@ def start(
         process.start()
         members.append(process)
     return members
+
+
+def free_port() -> int:
+    """A port of this machine on which nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def finish(members: list[BaseProcess]) -> list[int | None]:

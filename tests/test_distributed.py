@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import group
@@ -276,6 +279,37 @@ def test_what_is_sharded_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.distributed.fsdp.fully_shard", lambda m, **_: found.append(m))
     distributed.share_out(net, torch.device("cpu"))
     assert [id(m) for m in found] == [id(m) for m in (inner, outer, net.lists[1], net)]
+
+
+SLOW = """
+import datetime, time
+import torch
+import torch.distributed as dist
+from gendiff import distributed
+
+with distributed.joined(torch.device("cpu")) as world:
+    dist.barrier()
+    dist.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=3))
+    start = time.monotonic()
+    waited = distributed.one_before_the_others(
+        lambda: [time.sleep(0 if world.rank else 8), time.monotonic() - start][1]
+    )
+    print(waited > 7)
+"""
+
+
+def test_a_long_preparation_is_waited_for_beyond_the_timeout_of_collectives() -> None:
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(group.free_port())}
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-c", SLOW],
+            env=os.environ | world | {"RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    assert [process.communicate(timeout=90)[0].strip() for process in pair] == ["True", "True"]
 
 
 def test_the_batch_must_be_dealt_out_evenly(
