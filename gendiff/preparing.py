@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -87,6 +88,8 @@ def _begun() -> None:
     os.environ["OMP_NUM_THREADS"] = (
         "1"  # before torch is imported; there is a worker for each core
     )
+    if torch := sys.modules.get("torch"):  # a script imports it: a worker runs its imports first
+        torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells of it, once
     parent = parent_process()
     if parent is not None:

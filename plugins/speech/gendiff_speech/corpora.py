@@ -34,7 +34,7 @@ SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif")
 READER = "reader"  # the speaker's name where there is one, who has none
 _HELD_OUT = 100  # recordings at most, unless there are more speakers
 _PIECE_BYTES = 1 << 20  # of files that a process reads at a time: some tenths of a second
-_FEW_BYTES = 16 << 20  # of files that are read in this process, as another takes seconds to start
+_FEW_BYTES = 32 << 20  # of files that are read in this process, as another takes seconds to start
 
 T = TypeVar("T")
 
