@@ -112,22 +112,30 @@ def _by_rule(
     speak: Callable[..., espeak.Spoken], voices: Sequence[str], config: Any
 ) -> Iterator[Take]:
     """Digits of a synthesiser; the held-out ones have other pitches and rates."""
-    words = [(s, voice, word) for s in TAKES for voice in voices for word in WORDS]
+    words = [
+        (split, takes, voice, word)
+        for split, takes in TAKES.items()
+        for voice in voices
+        for word in WORDS
+    ]
+    total = sum(takes for _, takes, _, _ in words)
     told, done = Told(), 0
     for takes in spread(partial(_said, speak, _convention(config)), words):
         yield from takes
         done += len(takes)
-        told("words", done, len(voices) * len(WORDS) * sum(TAKES.values()))
+        told("words", done, total)
 
 
 def _said(
-    speak: Callable[..., espeak.Spoken], convention_name: str, asked: tuple[str, str, str]
+    speak: Callable[..., espeak.Spoken],
+    convention_name: str,
+    asked: tuple[str, int, str, str],
 ) -> list[Take]:
     """All takes of a split's voice and word."""
     convention = CONVENTIONS[convention_name]
-    split, voice, word = asked
+    split, takes, voice, word = asked
     found = []
-    for take in range(TAKES[split]):
+    for take in range(takes):
         draw = derive_seed(split, voice, word, take)
         pitch, rate = 20 + draw % 61, 120 + draw // 61 % 81
         spoken = speak(word, voice, pitch=pitch, rate=rate)
