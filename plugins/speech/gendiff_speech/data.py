@@ -317,7 +317,7 @@ def prepare(config: Any) -> DataReport:
             )
     digest = _digest(config)
     files = kept.files("speech", digest)
-    if not files.complete():
+    if files.missing():
         notes: list[str] = []
         _save(TAKEN[config.data](config, notes), config, digest, notes)
     with np.load(files.index, allow_pickle=False) as index:
@@ -535,12 +535,10 @@ def dataset(config: Any, facts: Mapping[str, Any], split: str) -> Utterances:
         DataError: It was prepared elsewhere, and the cache is gone.
     """
     files = kept.files("speech", facts["digest"])
-    if not files.complete():
+    if files.missing():
         prepare(settled(config, facts))
-    if not files.complete():
-        raise DataError(
-            f"data: {files.index} is missing and the corpus has changed. Train a new run."
-        )
+    if path := files.missing():
+        raise DataError(f"data: {path} is missing and the corpus has changed. Train a new run.")
     return Utterances(files, split)
 
 

@@ -18,9 +18,9 @@ class Files:
     rows: Path
     index: Path
 
-    def complete(self) -> bool:
-        """Whether both are there: neither ever is before it is whole."""
-        return self.rows.exists() and self.index.exists()
+    def missing(self) -> Path | None:
+        """One that is not there, if any: neither ever is before it is whole."""
+        return next((path for path in (self.rows, self.index) if not path.exists()), None)
 
 
 def files(kind: str, digest: str) -> Files:

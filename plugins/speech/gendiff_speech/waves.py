@@ -32,7 +32,7 @@ from gendiff_speech.mel import CONVENTIONS, MelConvention, log_mel
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 EVERY = 20  # each so many-th file is held out where the configuration names none
-VERSION = 3  # of what is cached
+VERSION = 2  # of what is cached; a change of its numbers must change it
 _MELS = 200  # recordings, of which the mels' mean and deviation are taken; up to twice as many
 
 
@@ -73,7 +73,7 @@ def prepare(config: Any) -> DataReport:
     path = Path(config.path).expanduser().resolve()
     digest = _digest(config, path)
     files = kept.files("waves", digest)
-    if not files.complete():
+    if files.missing():
         _save(config, path, files)
     with np.load(files.index, allow_pickle=False) as index:
         facts = {
@@ -189,10 +189,8 @@ class Waves(Dataset[Stretch]):
 
     def __init__(self, facts: Mapping[str, Any], split: str, frames: int) -> None:
         files = kept.files("waves", facts["digest"])
-        if not files.complete():
-            raise DataError(
-                f"data: {files.index} is missing. Run 'gendiff train' again, or train anew."
-            )
+        if path := files.missing():
+            raise DataError(f"data: {path} is missing. Run 'gendiff train' again, or train anew.")
         self.waves = Mapped(files.rows)
         with np.load(files.index, allow_pickle=False) as index:
             self.lengths = index["lengths"]
