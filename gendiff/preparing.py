@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -104,6 +105,8 @@ def _begun() -> None:
     os.environ["OMP_NUM_THREADS"] = (
         "1"  # before torch is imported; there is a worker for each core
     )
+    if torch := sys.modules.get("torch"):  # a script imports it: a worker runs its imports first
+        torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells of it, once
     parent = parent_process()
     if parent is not None:

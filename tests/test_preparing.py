@@ -100,6 +100,24 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         time.sleep(0.1)
 
 
+def test_torch_has_one_thread_in_workers_of_a_script_that_imports_it(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch\n"
+        "from gendiff import preparing\n"
+        "preparing.cores = lambda: 2\n"
+        "def threads(i):\n"
+        "    return torch.get_num_threads()\n"
+        "if __name__ == '__main__':\n"
+        "    print(set(preparing.spread(threads, range(3))))\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    found = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True
+    )
+    assert found.stdout.strip() == "{1}", found.stderr
+
+
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"

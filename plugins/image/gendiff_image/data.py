@@ -3,7 +3,8 @@
 Small sets are held in memory as bytes. Pictures in folders (and CelebA) are decoded once, all of
 them, which finds every damaged file before training starts; the decoded bytes are kept in the
 cache folder (``$GENDIFF_CACHE``, else ``$XDG_CACHE_HOME/gendiff``, else ``~/.cache/gendiff``) and
-mapped into memory from there. A set that would take more than 4 GiB is decoded anew at each use.
+mapped from there. A set that would take more than 4 GiB is decoded anew at each use. So pictures
+in folders may be more than memory holds.
 
 Splits are a function of the data alone. MNIST, Fashion-MNIST, CIFAR-10 and CelebA keep their own
 (CelebA's validation part is not used). Digits hold out 360 of 1797 images, stratified. A folder
@@ -25,9 +26,9 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import islice
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -46,6 +47,7 @@ from gendiff.data import content_of
 from gendiff.errors import DataError
 from gendiff.modality import DataReport
 from gendiff.noise import derive_seed
+from gendiff.preparing import Mapped, Rows, Told, spread
 from gendiff.runs import cache_folder
 
 if TYPE_CHECKING:
@@ -56,7 +58,11 @@ Pixels = NDArray[np.uint8]
 _PACK_BYTES = 4 << 30  # decoded sets up to this size are kept in the cache folder
 _MOST_PIXELS = 178_956_970  # of a picture, as Pillow's own limit
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # at half of that
-_FORMAT = 2  # of the files in the cache folder
+_PIECE = 64  # pictures that a process decodes at a time
+_FEW_BYTES = (
+    16 << 20
+)  # of files that are decoded in this process, as another takes seconds to start
+_FORMAT = 3  # of the files in the cache folder
 _FILES_OF = {
     "mnist": "MNIST/raw/train-images-idx3-ubyte.gz, …",
     "fashion_mnist": "FashionMNIST/raw/train-images-idx3-ubyte.gz, …",
@@ -524,21 +530,18 @@ class _Files:
         return open_picture(self.root / self.names[index], self.color, self.size)
 
 
+@dataclass(frozen=True)
 class _Packed:
-    """Rows of a file of decoded pictures, mapped into memory; pickles as its path."""
+    """Rows of a file of decoded pictures."""
 
-    def __init__(self, path: Path, rows: NDArray[np.int64]) -> None:
-        self.path, self.rows = path, rows
-        self._array = np.load(path, mmap_mode="r")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Packed, (self.path, self.rows)
+    pixels: Mapped
+    rows: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Pixels:
-        return np.asarray(self._array[self.rows[index]])
+        return np.asarray(self.pixels[self.rows[index]])
 
 
 def _decode(
@@ -573,10 +576,12 @@ def _decode(
         if len(rows) == 0:
             raise DataError(f"data: no picture of a split of {listing.root} can be decoded.")
         packed = cache / "pixels.npy"
-        names = [listing.names[i] for i in good[rows]]
-        images: Source = _Files(listing.root, names, color, size)
+        images: Source
         if packed.exists():
-            images = _Packed(packed, good[rows])
+            images = _Packed(Mapped(packed), rows)
+        else:
+            names = [listing.names[i] for i in good[rows]]
+            images = _Files(listing.root, names, color, size)
         labels = None if listing.labels is None else np.array(listing.labels)[good[rows]]
         parts.append(Split(images, labels))
     return Data(parts[0], parts[1], listing.class_names, index["content"], warnings=warnings)
@@ -587,31 +592,25 @@ def _scan(listing: _Listing, size: tuple[int, int] | None, color: str | None, ca
     bad: dict[str, str] = {}
     shapes: Counter[tuple[int, ...]] = Counter()
     example: dict[tuple[int, ...], str] = {}
-    pixels: Any = None
+    packed: Rows | None = None
     contents: list[str] = []  # of each file
     temporary = Path(tempfile.mkdtemp(prefix="scan-", dir=_made(cache.parent)))
     try:
-        for i, (content, found) in enumerate(_decoded(listing, size, color)):
+        for i, found in enumerate(_decoded(listing, size, color)):
             name = listing.names[i]
-            contents.append(f"{name} {listing.held_out[i]} {content}")
-            if isinstance(found, str):
-                bad[name] = found
+            contents.append(f"{name} {listing.held_out[i]} {found.content}")
+            if found.shape is None:
+                bad[name] = found.wrong
                 continue
             shapes[found.shape] += 1
             example.setdefault(found.shape, name)
-            if len(shapes) > 1:
-                continue
-            if pixels is None and found.nbytes * len(listing.names) <= _PACK_BYTES:
-                shape = (len(listing.names), *found.shape)
-                pixels = np.lib.format.open_memmap(
-                    temporary / "pixels.npy", "w+", dtype=np.uint8, shape=shape
-                )
-            if pixels is not None:
-                pixels[i] = found
+            if found.pixels is not None and len(shapes) == 1:
+                packed = packed or Rows(temporary / "pixels.npy", np.uint8, found.shape)
+                packed.append(found.pixels)
         if len(shapes) > 1:
             _refuse_shapes(listing.root, shapes, example)
-        if pixels is not None:
-            pixels.flush()
+        if packed is not None:
+            packed.close()
         about = {"bad": bad, "content": content_of(contents)}
         (temporary / "index.json").write_text(json.dumps(about))
         if not (cache / "index.json").exists():  # another process may have been faster
@@ -623,31 +622,79 @@ def _scan(listing: _Listing, size: tuple[int, int] | None, color: str | None, ca
                 f"Set the environment variable GENDIFF_CACHE to a folder with space."
             ) from error
     finally:
+        if packed is not None:
+            packed.close()
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """A picture of a listing.
+
+    content: What the file holds, by a name.
+    wrong: Why it cannot be decoded, else "".
+    shape: Of the picture; None if it cannot be decoded.
+    pixels: They, if they are to be packed.
+    """
+
+    content: str
+    wrong: str = ""
+    shape: tuple[int, ...] | None = None
+    pixels: Pixels | None = None
 
 
 def _decoded(
     listing: _Listing, size: tuple[int, int] | None, color: str | None
-) -> Iterator[tuple[str, Pixels | str]]:
-    """What each file holds, by a name, and its picture, or why it cannot be decoded."""
+) -> Iterator[_Decoded]:
+    """The pictures in their order, decoded in worker processes where they are worth it."""
+    names = listing.names
+    # Packed, a piece is a 256th of them or less, so at most 16 MiB.
+    piece = min(_PIECE, max(1, len(names) // 256))
+    pieces = [names[i : i + piece] for i in range(0, len(names), piece)]
+    few = len(pieces) if _fewer(listing, _FEW_BYTES) else 0
+    work = partial(_decoded_piece, listing.root, size, color, _PACK_BYTES // len(names))
+    told, done = Told(), 0
+    for found in spread(work, pieces, few):
+        yield from found
+        done += len(found)
+        told("pictures", done, len(names))
 
-    def attempt(name: str) -> tuple[str, Pixels | str]:
-        return content_of([listing.root / name]), decode(name)
 
-    def decode(name: str) -> Pixels | str:
+def _fewer(listing: _Listing, size: int) -> bool:
+    """Whether a listing's files have no more than ``size`` bytes together."""
+    for name in listing.names:
+        with suppress(OSError):
+            size -= (listing.root / name).stat().st_size
+        if size < 0:
+            return False
+    return True
+
+
+def _decoded_piece(
+    root: Path,
+    size: tuple[int, int] | None,
+    color: str | None,
+    largest: int,
+    names: Sequence[str],
+) -> list[_Decoded]:
+    """Pictures of these names; without the pixels of one that has more than ``largest``."""
+    found = []
+    for name in names:
+        content, wrong = content_of([root / name]), ""
         try:
-            return open_picture(listing.root / name, color, size)
+            pixels = open_picture(root / name, color, size)
         except UnidentifiedImageError:
-            return "not a picture"
+            wrong = "not a picture"
         except FileNotFoundError:
-            return "no such file"
+            wrong = "no such file"
         except Exception as error:  # decoders raise nearly anything on damaged files
-            return "truncated" if "truncated" in str(error) else str(error) or repr(error)
-
-    names = iter(listing.names)
-    with ThreadPoolExecutor(_threads()) as pool:
-        while chunk := list(islice(names, 1024)):  # bounds the decoded pictures in flight
-            yield from pool.map(attempt, chunk)
+            wrong = "truncated" if "truncated" in str(error) else str(error) or repr(error)
+        if wrong:
+            found.append(_Decoded(content, wrong))
+        else:
+            kept = pixels if pixels.nbytes <= largest else None
+            found.append(_Decoded(content, "", pixels.shape, kept))
+    return found
 
 
 def _refuse_shapes(

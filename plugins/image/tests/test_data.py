@@ -433,6 +433,22 @@ def test_large_sets_are_not_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert all(torch.equal(a, b) for a, b in zip(packed, lazy, strict=True))
 
 
+def test_worker_processes_decode_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = folder(tmp_path / "in", each=6)
+    (root / "cat" / "bad.png").write_bytes(b"no picture")
+    config = ImageConfig(data="folder", path=str(root), size=12, skip_bad=True)
+    here, facts = items(config, "train"), image.prepare(config)
+    monkeypatch.setattr("gendiff_image.data._FEW_BYTES", 0)
+    monkeypatch.setattr("gendiff.preparing.cores", lambda: 2)
+    monkeypatch.setenv("GENDIFF_CACHE", str(tmp_path / "other"))
+    there = items(config, "train")
+    assert image.prepare(config) == facts
+    assert facts.warnings[0].endswith("bad.png: not a picture")
+    for (x, label), (again, same) in zip(here, there, strict=True):
+        assert torch.equal(x, again)
+        assert label == same
+
+
 def test_packed_data_travel_to_workers_as_a_path(tmp_path: Path) -> None:
     folder(tmp_path / "in", each=40)
     config = ImageConfig(data="folder", path=str(tmp_path / "in"), size=64)

@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from gendiff.errors import DataError
 
 LONGEST_SECONDS = 600
 LARGEST_BYTES = 256 << 20  # of a file in a zip: 10 minutes of 48 kHz, stereo, 32 bits
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, KeyError)
 DEAREST_RATES = 50_000_000  # of resampling: the product of both rates, without common factors
 
 
@@ -73,15 +75,48 @@ def archive(path: Path) -> Iterator[zipfile.ZipFile]:
         DataError: It is damaged, encrypted or of an unknown compression, or a file of it is
             larger than any recording may be.
     """
+    with _damage_told(path), zipfile.ZipFile(path) as opened:
+        for member in opened.infolist():
+            if member.file_size > LARGEST_BYTES:
+                size = f"{member.file_size / 2**20:.0f} MiB"
+                raise DataError(f"data: {path}: {member.filename} is of {size}. Remove it.")
+        yield opened
+
+
+@contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
     try:
-        with zipfile.ZipFile(path) as opened:
-            for member in opened.infolist():
-                if member.file_size > LARGEST_BYTES:
-                    size = f"{member.file_size / 2**20:.0f} MiB"
-                    raise DataError(f"data: {path}: {member.filename} is of {size}. Remove it.")
-            yield opened
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+        yield
+    except _DAMAGE as error:
         raise DataError(f"data: {path} cannot be read: {error or 'it is cut short'}.") from error
+
+
+@lru_cache(maxsize=4)
+def _kept_open(path: Path, changed_ns: int) -> zipfile.ZipFile:
+    """A zip that a process opens once: to read its table takes as long as many recordings."""
+    return zipfile.ZipFile(path)
+
+
+def content(path: Path, member: str | None) -> Path | bytes:
+    """What :func:`read` takes: the file, or what a zip holds by the name ``member``.
+
+    Raises:
+        DataError: The zip is damaged.
+    """
+    if member is None:
+        return path
+    with _damage_told(path):
+        return _kept_open(path, path.stat().st_mtime_ns).read(member)
+
+
+def size_of(path: Path, member: str | None) -> int:
+    """Bytes of what :func:`content` gives; 0 where there is none, as its reader will say."""
+    try:
+        if member is None:
+            return path.stat().st_size
+        return _kept_open(path, path.stat().st_mtime_ns).getinfo(member).file_size
+    except _DAMAGE:
+        return 0
 
 
 def _cut_short(source: Path | bytes) -> bool:

@@ -16,23 +16,27 @@ Each layout reads the folder of ``speech.path``, which must be there; nothing is
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from gendiff.errors import DataError
+from gendiff.preparing import Told, spread
 from gendiff_speech import audio
 from gendiff_speech.mel import MelConvention, log_mel
 
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif")
 READER = "reader"  # the speaker's name where there is one, who has none
 _HELD_OUT = 100  # recordings at most, unless there are more speakers
-_TOGETHER = 256  # recordings read ahead of what is written
+_PIECE_BYTES = 1 << 20  # of files that a process reads at a time: some tenths of a second
+_FEW_BYTES = 32 << 20  # of files that are read in this process, as another takes seconds to start
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -190,40 +194,57 @@ def held_out(speakers: Sequence[str]) -> list[bool]:
     return found
 
 
+def by_pieces(work: Callable[[Recording], T], recordings: Sequence[Recording]) -> Iterator[T]:
+    """``map(work, recordings)`` in order, in worker processes where they are worth it."""
+    sizes = [audio.size_of(r.path, r.member) for r in recordings]
+    pieces: list[list[Recording]] = []
+    room = 0
+    for recording, size in zip(recordings, sizes, strict=True):
+        if size > room or not pieces:
+            pieces.append([])
+            room = _PIECE_BYTES
+        pieces[-1].append(recording)
+        room -= size
+    few = len(pieces) if sum(sizes) <= _FEW_BYTES else 0
+    told, done = Told(), 0
+    for found in spread(partial(_each, work), pieces, few):
+        yield from found
+        done += len(found)
+        told("recordings", done, len(recordings))
+
+
+def _each(work: Callable[[Recording], T], piece: Sequence[Recording]) -> list[T]:
+    return [work(recording) for recording in piece]
+
+
+def named(recording: Recording, error: DataError) -> DataError:
+    """The error with the recording's name in front, if it does not stand there."""
+    line = error.args[0]
+    return error if line.startswith(recording.name) else DataError(f"{recording.name}: {line}")
+
+
 @dataclass(frozen=True)
 class Heard:
-    """A recording's log mel (mels, T), and the rate in Hz at which it was recorded."""
+    """A recording's log mel (T, mels), and the rate in Hz at which it was recorded."""
 
-    mel: Tensor
+    mel: NDArray[np.float32]
     rate_hz: int
 
 
 def hear(
-    recordings: Sequence[Recording], convention: MelConvention
+    recordings: Sequence[Recording], convention: MelConvention, trim: bool = True
 ) -> Iterator[Heard | DataError]:
-    """Log mels of recordings in their order, resampled and without silence at their ends.
+    """Log mels of recordings in their order, resampled; trimmed: without silence at their ends."""
+    return by_pieces(partial(_heard, convention=convention, trim=trim), recordings)
 
-    As many are read at once as there are cores: the work is in libraries that let threads run.
-    """
-    with ExitStack() as stack:
-        zips = {
-            path: stack.enter_context(audio.archive(path))
-            for path in {r.path for r in recordings if r.member is not None}
-        }
 
-        def one(recording: Recording) -> Heard | DataError:
-            source = recording.path
-            content = source if recording.member is None else zips[source].read(recording.member)
-            try:
-                wave, rate = audio.read(content, recording.name)
-                wave = audio.trim(wave, rate, recording.name)
-                wave = audio.resample(wave, rate, convention.sample_rate_hz)
-                return Heard(log_mel(wave, convention), rate)
-            except DataError as error:
-                line = error.args[0]
-                named = line.startswith(recording.name)
-                return error if named else DataError(f"{recording.name}: {line}")
-
-        pool = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
-        for at in range(0, len(recordings), _TOGETHER):
-            yield from pool.map(one, recordings[at : at + _TOGETHER])
+def _heard(recording: Recording, convention: MelConvention, trim: bool) -> Heard | DataError:
+    source = audio.content(recording.path, recording.member)  # a damaged zip is the end of all
+    try:
+        wave, rate = audio.read(source, recording.name)
+        if trim:
+            wave = audio.trim(wave, rate, recording.name)
+        wave = audio.resample(wave, rate, convention.sample_rate_hz)
+        return Heard(log_mel(wave, convention).T.contiguous().numpy(), rate)
+    except DataError as error:
+        return named(recording, error)

@@ -9,20 +9,19 @@ For people's own recordings (:mod:`gendiff_speech.corpora`) the text becomes tok
 (:mod:`gendiff_speech.text`), whose durations are searched for (:mod:`gendiff_speech.alignment`),
 and a small network learns the durations of new text (:mod:`gendiff_speech.durations`).
 
-What is prepared is in the cache folder: ``speech-DIGEST.mel``, all frames as little-endian float32
-(frames, mels), which is mapped into memory and never read as a whole, and its index,
-``speech-DIGEST.npz``, whose presence says that both are complete.
+What is prepared is in the cache folder: ``speech-DIGEST.npy``, all frames as float32 (frames,
+mels), which is mapped and never read as a whole, and its index, ``speech-DIGEST.npz``.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,8 +34,8 @@ from gendiff.data import content_of
 from gendiff.errors import ConfigError, DataError
 from gendiff.modality import DataReport
 from gendiff.noise import derive_seed
-from gendiff.runs import cache_folder
-from gendiff_speech import alignment, audio, corpora, durations, espeak, formants, text
+from gendiff.preparing import Mapped, Rows, Told, spread
+from gendiff_speech import alignment, audio, corpora, durations, espeak, formants, kept, text
 from gendiff_speech.mel import CONVENTIONS, MelConvention, log_mel
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -67,7 +66,7 @@ class Take:
         split: ``train`` or ``test``; None for the last of each speaker's.
         speaker: Who speaks.
         text: What is said; None if that is not known.
-        mel: (mels, T).
+        mel: (T, mels), float32.
         tokens: Of the text; none if that is not known.
         durations: Of the tokens in frames, (L,); None where they are to be found.
     """
@@ -75,7 +74,7 @@ class Take:
     split: str | None
     speaker: str
     text: str | None
-    mel: Tensor
+    mel: np.ndarray
     tokens: tuple[str, ...]
     durations: np.ndarray | None
 
@@ -113,64 +112,85 @@ def _by_rule(
     speak: Callable[..., espeak.Spoken], voices: Sequence[str], config: Any
 ) -> Iterator[Take]:
     """Digits of a synthesiser; the held-out ones have other pitches and rates."""
-    convention = CONVENTIONS[_convention(config)]
-    for split, takes in TAKES.items():
-        for voice in voices:
-            for word in WORDS:
-                for take in range(takes):
-                    draw = derive_seed(split, voice, word, take)
-                    pitch, rate = 20 + draw % 61, 120 + draw // 61 % 81
-                    spoken = speak(word, voice, pitch=pitch, rate=rate)
-                    wave = torch.from_numpy(spoken.wave)
-                    wave = audio.resample(wave, spoken.rate_hz, convention.sample_rate_hz)
-                    mel = log_mel(wave, convention)
-                    scale = convention.sample_rate_hz / spoken.rate_hz
-                    starts = [round(start * scale) for start in spoken.starts]
-                    lasts = frames_of(starts, convention.hop, mel.shape[1])
-                    yield Take(split, voice, word, mel, spoken.phonemes, lasts)
+    words = [
+        (split, takes, voice, word)
+        for split, takes in TAKES.items()
+        for voice in voices
+        for word in WORDS
+    ]
+    total = sum(takes for _, takes, _, _ in words)
+    told, done = Told(), 0
+    for takes in spread(partial(_said, speak, _convention(config)), words):
+        yield from takes
+        done += len(takes)
+        told("words", done, total)
 
 
-def _files(path: Path) -> dict[str, Any]:
-    """Names to the content of WAV files, in a folder or a zip."""
+def _said(
+    speak: Callable[..., espeak.Spoken],
+    convention_name: str,
+    asked: tuple[str, int, str, str],
+) -> list[Take]:
+    """All takes of a split's voice and word."""
+    convention = CONVENTIONS[convention_name]
+    split, takes, voice, word = asked
+    found = []
+    for take in range(takes):
+        draw = derive_seed(split, voice, word, take)
+        pitch, rate = 20 + draw % 61, 120 + draw // 61 % 81
+        spoken = speak(word, voice, pitch=pitch, rate=rate)
+        wave = torch.from_numpy(spoken.wave)
+        wave = audio.resample(wave, spoken.rate_hz, convention.sample_rate_hz)
+        mel = log_mel(wave, convention).T.contiguous().numpy()
+        scale = convention.sample_rate_hz / spoken.rate_hz
+        starts = [round(start * scale) for start in spoken.starts]
+        lasts = frames_of(starts, convention.hop, len(mel))
+        found.append(Take(split, voice, word, mel, spoken.phonemes, lasts))
+    return found
+
+
+def _fsdd_files(config: Any) -> dict[str, tuple[Path, str | None]]:
+    """Names to the files of a folder, or to members of a zip."""
+    path = Path(config.path).expanduser()
     if path.is_dir() and not list(path.glob("*.wav")):
         zips = list(path.glob("*.zip"))
         path = zips[0] if zips else path / "recordings"
     if path.suffix == ".zip" and path.is_file():
         with audio.archive(path) as archive:
             names = [n for n in archive.namelist() if n.endswith(".wav")]
-            return {Path(n).name: archive.read(n) for n in names}
-    return {p.name: p for p in sorted(path.glob("*.wav"))}
+            return {Path(n).name: (path, n) for n in names}
+    return {p.name: (p, None) for p in sorted(path.glob("*.wav"))}
 
 
 def _fsdd(config: Any, notes: list[str]) -> Iterator[Take]:
     if config.path is None:
         raise DataError("speech.path: not set. Give the folder with FSDD's recordings.")
-    convention = CONVENTIONS[_convention(config)]
-    files = _files(Path(config.path).expanduser())
+    files = _fsdd_files(config)
     if not files:
         raise DataError(f"speech.path: no .wav file in {config.path}. Give FSDD's recordings.")
     bad: list[str] = []
-    for name, source in files.items():
+    recordings = []
+    for name, place in files.items():
         match = re.fullmatch(r"(\d)_([a-z]+)_(\d+)\.wav", name)
         if match is None:
             bad.append(f"{name}: is not named digit_speaker_index.wav")
             continue
         digit, speaker, index = match.groups()
-        try:
-            wave = audio.resample(*audio.read(source, name), convention.sample_rate_hz)
-            mel = log_mel(wave, convention)
-        except DataError as error:
-            line = error.args[0]
-            bad.append(line if line.startswith(name) else f"{name}: {line}")
-            continue
         word = WORDS[int(digit)]
-        frames = mel.shape[1]
+        recordings.append(corpora.Recording(name, *place, speaker, word, int(index) < 5))
+    convention = CONVENTIONS[_convention(config)]
+    # Untrimmed: the recordings are short, and cut.
+    for heard, r in zip(corpora.hear(recordings, convention, trim=False), recordings, strict=True):
+        if isinstance(heard, DataError):
+            bad.append(heard.args[0])
+            continue
+        word, frames = str(r.text), len(heard.mel)
         if frames < len(word):
-            bad.append(f"{name}: {frames} frames are fewer than the letters of {word!r}")
+            bad.append(f"{r.name}: {frames} frames are fewer than the letters of {word!r}")
             continue
         starts = [round(i * frames * convention.hop / len(word)) for i in range(len(word))]
         lasts = frames_of(starts, convention.hop, frames)
-        yield Take("test" if int(index) < 5 else "train", speaker, word, mel, tuple(word), lasts)
+        yield Take("test" if r.test else "train", r.speaker, word, heard.mel, tuple(word), lasts)
     _refuse(bad)
 
 
@@ -210,11 +230,11 @@ def _recorded(config: Any, notes: list[str]) -> Iterator[Take]:
             bad.append(heard.args[0])
             continue
         slow += heard.rate_hz < 2 * convention.high_hz
-        frames = heard.mel.shape[1]
+        frames = len(heard.mel)
         split = None if r.test is None else "test" if r.test else "train"
         if config.data == "folder":
-            for piece in heard.mel.chunk(-(-frames // longest), 1):
-                yield Take(split, r.speaker, None, piece, (), None)
+            for piece in torch.from_numpy(heard.mel).chunk(-(-frames // longest)):
+                yield Take(split, r.speaker, None, piece.numpy(), (), None)
         elif frames > longest:
             long += 1
         elif tokens and frames < len(tokens):
@@ -272,18 +292,12 @@ def _content(config: Any) -> str:
     if config.data in _BY_RULE:
         return content_of([_digest(config)])
     if config.data == "fsdd":
-        files = _files(Path(config.path).expanduser())
-        return content_of(part for named in files.items() for part in named)
+        files = _fsdd_files(config).items()
+        return content_of(p for name, place in files for p in (name, audio.content(*place)))
     recordings, _ = corpora.find(config.data, config.path)
     sources = dict.fromkeys(r.path for r in recordings)  # a zip holds many
     told = [f"{r.name} {r.member} {r.speaker} {r.test} {r.text}" for r in recordings]
     return content_of([*told, *sources])
-
-
-def _files_of(digest: str) -> tuple[Path, Path]:
-    """The frames and their index."""
-    stem = cache_folder() / f"speech-{digest}"
-    return stem.with_suffix(".mel"), stem.with_suffix(".npz")
 
 
 def prepare(config: Any) -> DataReport:
@@ -302,38 +316,29 @@ def prepare(config: Any) -> DataReport:
                 "For speech: `pip install espeakng-loader`, then a new run (name=…)",
             )
     digest = _digest(config)
-    frames, index = _files_of(digest)
-    if not (frames.exists() and index.exists()):
+    files = kept.files("speech", digest)
+    if files.missing():
         notes: list[str] = []
         _save(TAKEN[config.data](config, notes), config, digest, notes)
-    with np.load(index, allow_pickle=False) as kept:
-        report = DataReport(**json.loads(str(kept["report"])))
+    with np.load(files.index, allow_pickle=False) as index:
+        report = DataReport(**json.loads(str(index["report"])))
     return replace(report, warnings=(*warnings, *report.warnings))
 
 
 def _save(takes: Iterable[Take], config: Any, digest: str, notes: list[str]) -> None:
     """Writes the frames as they come, then the index."""
-    path, index = _files_of(digest)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    kept: list[Take] = []
+    found: list[Take] = []
     lengths = []
-    try:
-        with part.open("wb") as file:
+    with kept.made(kept.files("speech", digest)) as new:
+        with Rows(new.rows, np.float32, (CONVENTIONS[_convention(config)].mels,)) as rows:
             for take in takes:
-                file.write(take.mel.numpy().T.astype("<f4").tobytes())
-                lengths.append(take.mel.shape[1])
-                kept.append(replace(take, mel=torch.empty(0)))
-        arrays, report = _numbered(kept, lengths, part, config, digest)
+                rows.append(take.mel)
+                lengths.append(len(take.mel))
+                found.append(replace(take, mel=take.mel[:0].copy()))
+        arrays, report = _numbered(found, lengths, new.rows, config, digest)
         report["facts"]["content"] = _content(config)
         report["warnings"] = notes
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, report=np.array(json.dumps(report)), **arrays)
-        part.replace(path)
-        part.write_bytes(buffer.getvalue())
-        part.replace(index)
-    finally:
-        part.unlink(missing_ok=True)
+        np.savez(new.index, allow_pickle=False, report=np.array(json.dumps(report)), **arrays)
 
 
 def _numbered(
@@ -357,7 +362,7 @@ def _numbered(
     elif len(texts) > min(_FEW, len(takes) // 5):
         texts = []
     name = _convention(config)
-    frames = _mapped(path, CONVENTIONS[name].mels)
+    frames = Mapped(path)
     edges = np.cumsum([0, *lengths])
     mean, std = _moments(frames, edges, train)
     numbers = [np.array([place[t] for t in take.tokens] or [0]) for take in takes]
@@ -411,11 +416,6 @@ def _numbered(
     }
     facts["spoken"] = {} if takes[0].durations is None else _spoken(arrays)
     return arrays, {"summary": summary, "facts": facts}
-
-
-def _mapped(path: Path, mels: int) -> np.ndarray:
-    """The frames (frames, mels), read from disk as they are asked for."""
-    return np.memmap(path, dtype="<f4", mode="r").reshape(-1, mels)
 
 
 def _moments(
@@ -506,26 +506,26 @@ def _spoken(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
 class Utterances(Dataset[Item]):
     """A split of the prepared corpus."""
 
-    def __init__(self, digest: str, split: str) -> None:
-        self.path, index = _files_of(digest)
-        with np.load(index, allow_pickle=False) as kept:
-            self.kept = {name: kept[name] for name in kept.files if name != "report"}
-        self.rows = np.flatnonzero(self.kept["train"] == (split == "train"))
-        self.ends, self.stops = self.kept["lengths"].cumsum(), self.kept["counts"].cumsum()
+    def __init__(self, files: kept.Files, split: str) -> None:
+        self.frames = Mapped(files.rows)
+        with np.load(files.index, allow_pickle=False) as index:
+            self.index = {name: index[name] for name in index.files if name != "report"}
+        self.rows = np.flatnonzero(self.index["train"] == (split == "train"))
+        self.ends, self.stops = self.index["lengths"].cumsum(), self.index["counts"].cumsum()
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, key: tuple[int, int]) -> Item:
         i = self.rows[key[0]]
-        kept = self.kept
-        # Mapped anew each time: a mapping would be copied whole to a loader's workers.
-        frames = _mapped(self.path, len(kept["mean"]))
-        frames = frames[self.ends[i] - kept["lengths"][i] : self.ends[i]]
-        mel = torch.from_numpy(((frames - kept["mean"]) / kept["std"]).T.astype(np.float32).copy())
-        span = slice(self.stops[i] - kept["counts"][i], self.stops[i])
-        tokens, lasts = (torch.from_numpy(kept[k][span].copy()) for k in ("tokens", "durations"))
-        return Item(mel, tokens, lasts, int(kept["speaker"][i]), int(kept["text"][i]))
+        index = self.index
+        frames = self.frames[self.ends[i] - index["lengths"][i] : self.ends[i]]
+        mel = torch.from_numpy(
+            ((frames - index["mean"]) / index["std"]).T.astype(np.float32).copy()
+        )
+        span = slice(self.stops[i] - index["counts"][i], self.stops[i])
+        tokens, lasts = (torch.from_numpy(index[k][span].copy()) for k in ("tokens", "durations"))
+        return Item(mel, tokens, lasts, int(index["speaker"][i]), int(index["text"][i]))
 
 
 def dataset(config: Any, facts: Mapping[str, Any], split: str) -> Utterances:
@@ -534,15 +534,12 @@ def dataset(config: Any, facts: Mapping[str, Any], split: str) -> Utterances:
     Raises:
         DataError: It was prepared elsewhere, and the cache is gone.
     """
-    paths = _files_of(facts["digest"])
-    if not all(path.exists() for path in paths):
+    files = kept.files("speech", facts["digest"])
+    if files.missing():
         prepare(settled(config, facts))
-    for path in paths:
-        if not path.exists():
-            raise DataError(
-                f"data: {path} is missing and the corpus has changed. Train a new run."
-            )
-    return Utterances(facts["digest"], split)
+    if path := files.missing():
+        raise DataError(f"data: {path} is missing and the corpus has changed. Train a new run.")
+    return Utterances(files, split)
 
 
 def convention(facts: Mapping[str, Any]) -> MelConvention:

@@ -1,17 +1,22 @@
-"""Recordings for a vocoder: the waves of all files of a folder or zip, and stretches of them."""
+"""Recordings for a vocoder: the waves of all files of a folder or zip, and stretches of them.
+
+They are in the cache folder: ``waves-DIGEST.npy``, all samples as int16, which is mapped and never
+read as a whole, and its index, ``waves-DIGEST.npz``.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -20,13 +25,15 @@ from gendiff.data import content_of
 from gendiff.errors import ConfigError, DataError
 from gendiff.modality import DataReport
 from gendiff.noise import generator
-from gendiff.runs import cache_folder
-from gendiff_speech import audio
+from gendiff.preparing import Mapped, Rows
+from gendiff_speech import audio, kept
+from gendiff_speech.corpora import READER, Recording, by_pieces, named
 from gendiff_speech.mel import CONVENTIONS, MelConvention, log_mel
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 EVERY = 20  # each so many-th file is held out where the configuration names none
-VERSION = 2  # of what is cached
+VERSION = 2  # of what is cached; a change of its numbers must change it
+_MELS = 200  # recordings, of which the mels' mean and deviation are taken; up to twice as many
 
 
 class Stretch(NamedTuple):
@@ -36,18 +43,16 @@ class Stretch(NamedTuple):
     mel: Tensor  # (mels, frames), normalised
 
 
-def sources(path: Path) -> Iterator[tuple[str, Path | bytes]]:
-    """Names and files, or their content, of the recordings of a folder or a zip, sorted."""
+def found(path: Path) -> list[Recording]:
+    """The recordings of a folder or a zip, by their names."""
     if path.is_dir() and not any(p.suffix in SUFFIXES for p in path.rglob("*")):
         path = next(iter(sorted(path.glob("*.zip"))), path)
     if path.suffix == ".zip" and path.is_file():
         with audio.archive(path) as archive:
-            for name in sorted(archive.namelist()):
-                if name.endswith(SUFFIXES):
-                    yield name, archive.read(name)
-        return
-    for file in sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES):
-        yield str(file.relative_to(path)), file
+            names = sorted(n for n in archive.namelist() if n.endswith(SUFFIXES))
+        return [Recording(name, path, name, READER, None) for name in names]
+    files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES)
+    return [Recording(str(f.relative_to(path)), f, None, READER, None) for f in files]
 
 
 def _digest(config: Any, path: Path) -> str:
@@ -67,76 +72,112 @@ def prepare(config: Any) -> DataReport:
         raise DataError("vocoder.path: not set. Give a folder or zip of recordings.")
     path = Path(config.path).expanduser().resolve()
     digest = _digest(config, path)
-    cached = _cached(digest)
-    if not cached.exists():
-        _save(config, path, cached)
-    with np.load(cached, allow_pickle=False) as kept:
+    files = kept.files("waves", digest)
+    if files.missing():
+        _save(config, path, files)
+    with np.load(files.index, allow_pickle=False) as index:
         facts = {
             "convention": config.convention,
             "digest": digest,
-            "scale": float(kept["scale"]),
-            "mean": kept["mean"].tolist(),
-            "std": kept["std"].tolist(),
-            "content": str(kept["content"]),
+            "scale": float(index["scale"]),
+            "mean": index["mean"].tolist(),
+            "std": index["std"].tolist(),
+            "content": str(index["content"]),
         }
-        train, seconds = kept["train"], float(kept["lengths"].sum())
-    minutes = seconds / CONVENTIONS[config.convention].sample_rate_hz / 60
+        train, samples = index["train"], float(index["lengths"].sum())
+    minutes = samples / CONVENTIONS[config.convention].sample_rate_hz / 60
     return DataReport(
         f"{len(train)} recordings, {minutes:.1f} min, {int((~train).sum())} of them held out",
         facts,
     )
 
 
-def _cached(digest: str) -> Path:
-    return cache_folder() / f"waves-{digest}.npz"
-
-
-def _save(config: Any, path: Path, cached: Path) -> None:
+def _save(config: Any, path: Path, files: kept.Files) -> None:
+    """Writes the samples as they come, then the index."""
     convention = CONVENTIONS[config.convention]
-    waves: list[Tensor] = []
-    train: list[bool] = []
-    bad: list[str] = []
-    for name, source in sources(path):
-        try:
-            wave = audio.resample(*audio.read(source, name), convention.sample_rate_hz)
-        except DataError as error:
-            line = error.args[0]
-            bad.append(line if line.startswith(name) else f"{name}: {line}")
-            continue
-        waves.append(wave)
-        held = (
-            len(train) % EVERY == 0
-            if config.held_out is None
-            else (re.search(config.held_out, name) is not None)
-        )
-        train.append(not held)
-    if bad:
-        more = "" if len(bad) == 1 else f" (and {len(bad) - 1} more)"
-        raise DataError(f"data: {bad[0]}{more}")
-    if not waves:
+    recordings = found(path)
+    if not recordings:
         raise DataError(f"vocoder.path: no {', '.join(SUFFIXES)} in {path}.")
-    if all(train) or not any(train):
-        raise DataError(
-            f"vocoder.held_out: {config.held_out!r} is found in the names of "
-            f"{'none' if all(train) else 'all'} of {len(train)} files. Some must be held out."
-        )
-    used = [w for w, t in zip(waves, train, strict=True) if t]
-    mels = torch.cat([log_mel(w, convention) for w in used[:: max(1, len(used) // 200)]], 1)
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        waves=(torch.cat(waves).clamp(-1, 1) * 32767).round().numpy().astype(np.int16),
-        lengths=np.array([len(w) for w in waves]),
-        train=np.array(train),
-        scale=torch.cat(used).std().numpy(),
-        mean=mels.mean(1).numpy(),
-        std=mels.std(1).clamp(min=1e-3).numpy(),
-        content=np.array(content_of(part for named in sources(path) for part in named)),
+    train = np.array(
+        [
+            i % EVERY > 0 if config.held_out is None else not re.search(config.held_out, r.name)
+            for i, r in enumerate(recordings)
+        ]
     )
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    part = cached.with_suffix(f".{os.getpid()}.part")
-    part.write_bytes(buffer.getvalue())
-    part.replace(cached)
+    bad: list[str] = []
+    lengths: list[int] = []
+    sums, mel_sums = np.zeros(3), np.zeros((3, convention.mels))
+    used = np.flatnonzero(train)
+    with_mel = frozenset(recordings[i].name for i in used[:: max(1, len(used) // _MELS)])
+    hear = partial(_heard, convention=convention, with_mel=with_mel)
+    with kept.made(files) as new:
+        with Rows(new.rows, np.int16) as rows:
+            for heard, trains in zip(by_pieces(hear, recordings), train, strict=True):
+                if isinstance(heard, DataError):
+                    bad.append(heard.args[0])
+                    continue
+                rows.append(heard.samples)
+                lengths.append(len(heard.samples))
+                sums += heard.sums * trains
+                mel_sums += heard.mel_sums
+        if bad:
+            more = "" if len(bad) == 1 else f" (and {len(bad) - 1} more)"
+            raise DataError(f"data: {bad[0]}{more}")
+        if train.all() or not train.any():
+            raise DataError(
+                f"vocoder.held_out: {config.held_out!r} is found in the names of "
+                f"{'none' if train.all() else 'all'} of {len(train)} files. Some must be held out."
+            )
+        np.savez(
+            new.index,
+            allow_pickle=False,
+            lengths=np.array(lengths),
+            train=train,
+            scale=_deviation(sums),
+            mean=mel_sums[1] / mel_sums[0],
+            std=_deviation(mel_sums).clip(min=1e-3),
+            content=np.array(content_of(_parts(recordings))),
+        )
+
+
+class _Heard(NamedTuple):
+    """A recording as it is kept, and the sums of it and of its log mel."""
+
+    samples: NDArray[np.int16]
+    sums: NDArray[np.float64]  # (3,), see _sums
+    mel_sums: NDArray[np.float64]  # (3, mels); 0 of one whose mel is not looked at
+
+
+def _heard(
+    recording: Recording, convention: MelConvention, with_mel: frozenset[str]
+) -> _Heard | DataError:
+    source = audio.content(recording.path, recording.member)  # a damaged zip is the end of all
+    try:
+        wave = audio.resample(*audio.read(source, recording.name), convention.sample_rate_hz)
+        mel = wave.new_zeros(convention.mels, 0)
+        if recording.name in with_mel:
+            mel = log_mel(wave, convention)
+    except DataError as error:
+        return named(recording, error)
+    samples = (wave.clamp(-1, 1) * 32767).round().numpy().astype(np.int16)
+    return _Heard(samples, _sums(wave), _sums(mel))
+
+
+def _sums(x: Tensor) -> NDArray[np.float64]:
+    """How many there are along the last axis, their sum and that of their squares, (3, *)."""
+    y = x.numpy().astype(np.float64)
+    return np.stack([np.full(y.shape[:-1], y.shape[-1]), y.sum(-1), (y**2).sum(-1)])
+
+
+def _deviation(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    count, total, square = sums
+    return np.sqrt((square - total**2 / count).clip(min=0) / (count - 1))
+
+
+def _parts(recordings: Sequence[Recording]) -> Iterator[str | Path | bytes]:
+    for recording in recordings:
+        yield recording.name
+        yield audio.content(recording.path, recording.member)
 
 
 class Waves(Dataset[Stretch]):
@@ -147,12 +188,13 @@ class Waves(Dataset[Stretch]):
     """
 
     def __init__(self, facts: Mapping[str, Any], split: str, frames: int) -> None:
-        path = _cached(facts["digest"])
-        if not path.exists():
+        files = kept.files("waves", facts["digest"])
+        if path := files.missing():
             raise DataError(f"data: {path} is missing. Run 'gendiff train' again, or train anew.")
-        with np.load(path, allow_pickle=False) as kept:
-            self.waves, self.lengths = kept["waves"], kept["lengths"]
-            self.rows = np.flatnonzero(kept["train"] == (split == "train"))
+        self.waves = Mapped(files.rows)
+        with np.load(files.index, allow_pickle=False) as index:
+            self.lengths = index["lengths"]
+            self.rows = np.flatnonzero(index["train"] == (split == "train"))
         self.ends = self.lengths.cumsum()
         self.facts, self.split, self.frames = facts, split, frames
         self.convention = CONVENTIONS[facts["convention"]]

@@ -12,13 +12,14 @@ import pytest
 import soundfile
 import torch
 
-from gendiff import config
+from gendiff import config, preparing
 from gendiff.errors import ConfigError, DataError
 from gendiff.modality import Request
 from gendiff.runs import Run
 from gendiff.testing import check_modality
 from gendiff.train import dry_run
 from gendiff_speech import corpora, data
+from gendiff_speech.mel import CONVENTIONS
 from gendiff_speech.plugin import SpeechConfig, SpeechModality
 from gendiff_speech.vocoder import VocoderModality
 
@@ -220,6 +221,30 @@ def test_sound_without_text_is_cut_and_its_lengths_are_the_data_s(
             [*TINY, "speech.data=folder", f"speech.path={folder}", "speech.max_seconds=1"],
         )
     )
+
+
+def test_worker_processes_hear_the_same(
+    fsdd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (fsdd / "7_bob_4.wav").write_bytes(b"no sound")
+    shutil.make_archive(str(tmp_path / "packed"), "zip", fsdd)
+    packed = tmp_path / "packed.zip"
+    recordings = [
+        corpora.Recording(path.name, packed, path.name, "ann", None)
+        for path in sorted(fsdd.iterdir())
+    ]
+    convention = CONVENTIONS["16khz"]
+    here = list(corpora.hear(recordings, convention))
+    monkeypatch.setattr(corpora, "_FEW_BYTES", 0)
+    monkeypatch.setattr(corpora, "_PIECE_BYTES", 20_000)
+    monkeypatch.setattr(preparing, "cores", lambda: 2)
+    there = list(corpora.hear(recordings, convention))
+    for one, other in zip(here, there, strict=True):
+        if isinstance(one, corpora.Heard):
+            np.testing.assert_array_equal(one.mel, other.mel)
+        else:
+            assert other.args == one.args
+    assert sum(isinstance(one, DataError) for one in here) == 1
 
 
 def test_each_bad_recording_has_a_line(ljspeech: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from gendiff import runs
+from gendiff import preparing, runs
 from gendiff.cli import main
 from gendiff.errors import DataError
 from gendiff_speech import data, espeak, formants
@@ -30,6 +30,7 @@ def few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GENDIFF_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(data, "TAKES", FEW)
     monkeypatch.setattr(formants, "VOICES", ("bass", "alto"))
+    monkeypatch.setattr(preparing, "cores", lambda: 1)  # worker processes take seconds to start
 
 
 def without(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +137,10 @@ def test_a_digit_is_nearest_to_itself_at_another_pitch_and_pace(voice: str) -> N
     assert torch.cdist(heard, known).argmin(1).tolist() == list(range(10))
 
 
-def test_the_corpus_has_durations_that_add_to_its_frames(few: None) -> None:
+def test_the_corpus_has_durations_that_add_to_its_frames(
+    few: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparing, "cores", lambda: 2)
     config = SpeechConfig(data="formants")
     report = data.prepare(config)
     assert report.summary.startswith("80 utterances of 10 words by 2 speakers, by a formant ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from gendiff.modality import Request
 from gendiff.spaces import Cond, Masked
 from gendiff.testing import check_modality
 from gendiff.train import Trainer
-from gendiff_speech import vocoders, waves
+from gendiff_speech import audio, vocoders, waves
 from gendiff_speech.hifigan import HiFiGAN, HiFiGANShape, without_weight_norm
 from gendiff_speech.mel import (
     CONVENTIONS,
@@ -165,6 +166,27 @@ def test_a_stretch_has_the_mel_of_the_whole(fsdd: Path) -> None:
     assert torch.equal(held[0, 1].wave, held[0, 2].wave)
 
 
+def test_numbers_of_the_recordings_are_those_of_all_their_samples(fsdd: Path) -> None:
+    loud = 0.9 * np.sin(np.arange(8000)) + 0.4  # passes 1, where it is cut
+    soundfile.write(fsdd / "0_cat_9.wav", loud, 16000, subtype="FLOAT")
+    facts = VocoderModality().prepare(resolved(fsdd).vocoder).facts  # type: ignore[attr-defined]
+    train, test = (waves.Waves(facts, split, 16) for split in ("train", "test"))
+    files = sorted(fsdd.glob("*.wav"))
+    direct = [audio.resample(*audio.read(path, path.name), 8000) for path in files]
+    held = ["_1." in path.name or "_2." in path.name for path in files]
+    used = [wave for wave, out in zip(direct, held, strict=True) if not out]
+    mels = torch.cat([log_mel(wave, CONVENTIONS["8khz"]) for wave in used], 1)
+    assert facts["scale"] == pytest.approx(float(torch.cat(used).std()), rel=1e-5)
+    np.testing.assert_allclose(facts["mean"], mels.mean(1), rtol=1e-5)
+    np.testing.assert_allclose(facts["std"], mels.std(1), rtol=1e-4)
+    kept = [data.whole(i) for data in (train, test) for i in range(len(data))]
+    for wave, whole in zip(
+        [*used, *(w for w, out in zip(direct, held, strict=True) if out)], kept, strict=True
+    ):
+        torch.testing.assert_close(whole, wave.clamp(-1, 1), rtol=0, atol=0.5001 / 32767)
+    assert len(pickle.dumps(train)) < 10_000  # it travels to a loader's workers as a path
+
+
 def test_a_short_recording_is_followed_by_silence(fsdd: Path) -> None:
     section = resolved(fsdd, "vocoder.frames=99").vocoder  # type: ignore[attr-defined]
     data = VocoderModality().dataset(section, VocoderModality().prepare(section).facts, "train")
@@ -191,6 +213,7 @@ def test_what_is_wrong_with_the_recordings_is_said(
     section = resolved(fsdd).vocoder  # type: ignore[attr-defined]
     with pytest.raises(DataError, match=r"1_ann_1.wav: cannot be decoded"):
         VocoderModality().prepare(section)
+    assert not list((fsdd.parent / "cache").iterdir())
 
 
 def test_a_held_out_that_is_no_expression(fsdd: Path) -> None:
