@@ -20,13 +20,12 @@ import json
 import math
 import os
 import pickle
-import shutil
 import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -47,7 +46,7 @@ from gendiff.data import content_of
 from gendiff.errors import DataError
 from gendiff.modality import DataReport
 from gendiff.noise import derive_seed
-from gendiff.preparing import Mapped, Rows, Told, spread
+from gendiff.preparing import Mapped, Rows, Told, spread, written
 from gendiff.runs import cache_folder
 
 if TYPE_CHECKING:
@@ -59,9 +58,7 @@ _PACK_BYTES = 4 << 30  # decoded sets up to this size are kept in the cache fold
 _MOST_PIXELS = 178_956_970  # of a picture, as Pillow's own limit
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # at half of that
 _PIECE = 64  # pictures that a process decodes at a time
-_FEW_BYTES = (
-    16 << 20
-)  # of files that are decoded in this process, as another takes seconds to start
+_FEW_BYTES = 16 << 20  # of files that are decoded here, as a process takes seconds to start
 _FORMAT = 3  # of the files in the cache folder
 _FILES_OF = {
     "mnist": "MNIST/raw/train-images-idx3-ubyte.gz, …",
@@ -594,8 +591,7 @@ def _scan(listing: _Listing, size: tuple[int, int] | None, color: str | None, ca
     example: dict[tuple[int, ...], str] = {}
     packed: Rows | None = None
     contents: list[str] = []  # of each file
-    temporary = Path(tempfile.mkdtemp(prefix="scan-", dir=_made(cache.parent)))
-    try:
+    with written(cache) as new, ExitStack() as open_files:
         for i, found in enumerate(_decoded(listing, size, color)):
             name = listing.names[i]
             contents.append(f"{name} {listing.held_out[i]} {found.content}")
@@ -605,36 +601,25 @@ def _scan(listing: _Listing, size: tuple[int, int] | None, color: str | None, ca
             shapes[found.shape] += 1
             example.setdefault(found.shape, name)
             if found.pixels is not None and len(shapes) == 1:
-                packed = packed or Rows(temporary / "pixels.npy", np.uint8, found.shape)
+                if packed is None:
+                    packed = Rows(new / "pixels.npy", np.uint8, found.shape)
+                    open_files.enter_context(packed)
                 packed.append(found.pixels)
         if len(shapes) > 1:
             _refuse_shapes(listing.root, shapes, example)
-        if packed is not None:
-            packed.close()
         about = {"bad": bad, "content": content_of(contents)}
-        (temporary / "index.json").write_text(json.dumps(about))
-        if not (cache / "index.json").exists():  # another process may have been faster
-            os.rename(temporary, cache)
-    except OSError as error:
-        if not (cache / "index.json").exists():
-            raise DataError(
-                f"data: cannot write to the cache folder {cache.parent} ({error}). "
-                f"Set the environment variable GENDIFF_CACHE to a folder with space."
-            ) from error
-    finally:
-        if packed is not None:
-            packed.close()
-        shutil.rmtree(temporary, ignore_errors=True)
+        (new / "index.json").write_text(json.dumps(about))
 
 
 @dataclass(frozen=True)
 class _Decoded:
     """A picture of a listing.
 
-    content: What the file holds, by a name.
-    wrong: Why it cannot be decoded, else "".
-    shape: Of the picture; None if it cannot be decoded.
-    pixels: They, if they are to be packed.
+    Args:
+        content: What the file holds, by a name.
+        wrong: Why it cannot be decoded, else "".
+        shape: Of the picture; None if it cannot be decoded.
+        pixels: They, if they are to be packed.
     """
 
     content: str
@@ -687,6 +672,8 @@ def _decoded_piece(
             wrong = "not a picture"
         except FileNotFoundError:
             wrong = "no such file"
+        except MemoryError:  # no fault of the picture's
+            raise
         except Exception as error:  # decoders raise nearly anything on damaged files
             wrong = "truncated" if "truncated" in str(error) else str(error) or repr(error)
         if wrong:
@@ -728,17 +715,6 @@ def _fingerprint(listing: _Listing, size: tuple[int, int] | None, color: str | N
             facts = f"{name}\0missing\n"
         digest.update(os.fsencode(facts))
     return digest.hexdigest()
-
-
-def _made(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"data: cannot write to the cache folder {folder} ({error}). "
-            f"Set the environment variable GENDIFF_CACHE to a folder with space."
-        ) from error
-    return folder
 
 
 def _threads() -> int:

@@ -9,8 +9,8 @@ For people's own recordings (:mod:`gendiff_speech.corpora`) the text becomes tok
 (:mod:`gendiff_speech.text`), whose durations are searched for (:mod:`gendiff_speech.alignment`),
 and a small network learns the durations of new text (:mod:`gendiff_speech.durations`).
 
-What is prepared is in the cache folder: ``speech-DIGEST.npy``, all frames as float32 (frames,
-mels), which is mapped and never read as a whole, and its index, ``speech-DIGEST.npz``.
+What is prepared is in the cache, in the folder ``speech/DIGEST``: all frames as float32 (frames,
+mels), which are mapped and never read as a whole, and their index.
 """
 
 from __future__ import annotations
@@ -34,14 +34,16 @@ from gendiff.data import content_of
 from gendiff.errors import ConfigError, DataError
 from gendiff.modality import DataReport
 from gendiff.noise import derive_seed
-from gendiff.preparing import Mapped, Rows, Told, spread
-from gendiff_speech import alignment, audio, corpora, durations, espeak, formants, kept, text
+from gendiff.preparing import Mapped, Rows, Told, spread, written
+from gendiff.runs import cache_folder
+from gendiff_speech import alignment, audio, corpora, durations, espeak, formants, text
 from gendiff_speech.mel import CONVENTIONS, MelConvention, log_mel
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CONVENTION = {"fsdd": "8khz", "speechcommands": "16khz", "libritts": "24khz"}  # others: 22khz
 TAKES = {"train": 24, "test": 6}  # of each word and voice
 VERSION = 5  # of what is cached; a change of its numbers must change it
+ROWS, INDEX = "frames.npy", "index.npz"
 _FEW = 100  # different texts at most in a corpus of words; sentences are not counted
 _SHOWN = 20  # bad files that are named
 _BY_RULE = ("espeak", "formants")  # what ``auto`` may be
@@ -300,6 +302,10 @@ def _content(config: Any) -> str:
     return content_of([*told, *sources])
 
 
+def _folder(digest: str) -> Path:
+    return cache_folder() / "speech" / digest
+
+
 def prepare(config: Any) -> DataReport:
     """Makes or reads the corpus, and caches it.
 
@@ -316,11 +322,11 @@ def prepare(config: Any) -> DataReport:
                 "For speech: `pip install espeakng-loader`, then a new run (name=…)",
             )
     digest = _digest(config)
-    files = kept.files("speech", digest)
-    if files.missing():
+    folder = _folder(digest)
+    if not folder.exists():
         notes: list[str] = []
         _save(TAKEN[config.data](config, notes), config, digest, notes)
-    with np.load(files.index, allow_pickle=False) as index:
+    with np.load(folder / INDEX, allow_pickle=False) as index:
         report = DataReport(**json.loads(str(index["report"])))
     return replace(report, warnings=(*warnings, *report.warnings))
 
@@ -329,16 +335,16 @@ def _save(takes: Iterable[Take], config: Any, digest: str, notes: list[str]) -> 
     """Writes the frames as they come, then the index."""
     found: list[Take] = []
     lengths = []
-    with kept.made(kept.files("speech", digest)) as new:
-        with Rows(new.rows, np.float32, (CONVENTIONS[_convention(config)].mels,)) as rows:
+    with written(_folder(digest)) as new:
+        with Rows(new / ROWS, np.float32, (CONVENTIONS[_convention(config)].mels,)) as rows:
             for take in takes:
                 rows.append(take.mel)
                 lengths.append(len(take.mel))
                 found.append(replace(take, mel=take.mel[:0].copy()))
-        arrays, report = _numbered(found, lengths, new.rows, config, digest)
+        arrays, report = _numbered(found, lengths, new / ROWS, config, digest)
         report["facts"]["content"] = _content(config)
         report["warnings"] = notes
-        np.savez(new.index, allow_pickle=False, report=np.array(json.dumps(report)), **arrays)
+        np.savez(new / INDEX, allow_pickle=False, report=np.array(json.dumps(report)), **arrays)
 
 
 def _numbered(
@@ -506,9 +512,9 @@ def _spoken(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
 class Utterances(Dataset[Item]):
     """A split of the prepared corpus."""
 
-    def __init__(self, files: kept.Files, split: str) -> None:
-        self.frames = Mapped(files.rows)
-        with np.load(files.index, allow_pickle=False) as index:
+    def __init__(self, folder: Path, split: str) -> None:
+        self.frames = Mapped(folder / ROWS)
+        with np.load(folder / INDEX, allow_pickle=False) as index:
             self.index = {name: index[name] for name in index.files if name != "report"}
         self.rows = np.flatnonzero(self.index["train"] == (split == "train"))
         self.ends, self.stops = self.index["lengths"].cumsum(), self.index["counts"].cumsum()
@@ -534,12 +540,12 @@ def dataset(config: Any, facts: Mapping[str, Any], split: str) -> Utterances:
     Raises:
         DataError: It was prepared elsewhere, and the cache is gone.
     """
-    files = kept.files("speech", facts["digest"])
-    if files.missing():
+    folder = _folder(facts["digest"])
+    if not folder.exists():
         prepare(settled(config, facts))
-    if path := files.missing():
-        raise DataError(f"data: {path} is missing and the corpus has changed. Train a new run.")
-    return Utterances(files, split)
+    if not folder.exists():
+        raise DataError(f"data: {folder} is missing and the corpus has changed. Train a new run.")
+    return Utterances(folder, split)
 
 
 def convention(facts: Mapping[str, Any]) -> MelConvention:

@@ -1,7 +1,7 @@
 """Recordings for a vocoder: the waves of all files of a folder or zip, and stretches of them.
 
-They are in the cache folder: ``waves-DIGEST.npy``, all samples as int16, which is mapped and never
-read as a whole, and its index, ``waves-DIGEST.npz``.
+They are in the cache, in the folder ``waves/DIGEST``: all samples as int16, which are mapped and
+never read as a whole, and their index.
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ from gendiff.data import content_of
 from gendiff.errors import ConfigError, DataError
 from gendiff.modality import DataReport
 from gendiff.noise import generator
-from gendiff.preparing import Mapped, Rows
-from gendiff_speech import audio, kept
+from gendiff.preparing import Mapped, Rows, written
+from gendiff.runs import cache_folder
+from gendiff_speech import audio
 from gendiff_speech.corpora import READER, Recording, by_pieces, named
 from gendiff_speech.mel import CONVENTIONS, MelConvention, log_mel
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 EVERY = 20  # each so many-th file is held out where the configuration names none
 VERSION = 2  # of what is cached; a change of its numbers must change it
+ROWS, INDEX = "samples.npy", "index.npz"
 _MELS = 200  # recordings, of which the mels' mean and deviation are taken; up to twice as many
 
 
@@ -72,10 +74,10 @@ def prepare(config: Any) -> DataReport:
         raise DataError("vocoder.path: not set. Give a folder or zip of recordings.")
     path = Path(config.path).expanduser().resolve()
     digest = _digest(config, path)
-    files = kept.files("waves", digest)
-    if files.missing():
-        _save(config, path, files)
-    with np.load(files.index, allow_pickle=False) as index:
+    folder = _folder(digest)
+    if not folder.exists():
+        _save(config, path, folder)
+    with np.load(folder / INDEX, allow_pickle=False) as index:
         facts = {
             "convention": config.convention,
             "digest": digest,
@@ -92,7 +94,11 @@ def prepare(config: Any) -> DataReport:
     )
 
 
-def _save(config: Any, path: Path, files: kept.Files) -> None:
+def _folder(digest: str) -> Path:
+    return cache_folder() / "waves" / digest
+
+
+def _save(config: Any, path: Path, folder: Path) -> None:
     """Writes the samples as they come, then the index."""
     convention = CONVENTIONS[config.convention]
     recordings = found(path)
@@ -110,8 +116,8 @@ def _save(config: Any, path: Path, files: kept.Files) -> None:
     used = np.flatnonzero(train)
     with_mel = frozenset(recordings[i].name for i in used[:: max(1, len(used) // _MELS)])
     hear = partial(_heard, convention=convention, with_mel=with_mel)
-    with kept.made(files) as new:
-        with Rows(new.rows, np.int16) as rows:
+    with written(folder) as new:
+        with Rows(new / ROWS, np.int16) as rows:
             for heard, trains in zip(by_pieces(hear, recordings), train, strict=True):
                 if isinstance(heard, DataError):
                     bad.append(heard.args[0])
@@ -129,7 +135,7 @@ def _save(config: Any, path: Path, files: kept.Files) -> None:
                 f"{'none' if train.all() else 'all'} of {len(train)} files. Some must be held out."
             )
         np.savez(
-            new.index,
+            new / INDEX,
             allow_pickle=False,
             lengths=np.array(lengths),
             train=train,
@@ -188,11 +194,13 @@ class Waves(Dataset[Stretch]):
     """
 
     def __init__(self, facts: Mapping[str, Any], split: str, frames: int) -> None:
-        files = kept.files("waves", facts["digest"])
-        if path := files.missing():
-            raise DataError(f"data: {path} is missing. Run 'gendiff train' again, or train anew.")
-        self.waves = Mapped(files.rows)
-        with np.load(files.index, allow_pickle=False) as index:
+        folder = _folder(facts["digest"])
+        if not folder.exists():
+            raise DataError(
+                f"data: {folder} is missing. Run 'gendiff train' again, or train anew."
+            )
+        self.waves = Mapped(folder / ROWS)
+        with np.load(folder / INDEX, allow_pickle=False) as index:
             self.lengths = index["lengths"]
             self.rows = np.flatnonzero(index["train"] == (split == "train"))
         self.ends = self.lengths.cumsum()

@@ -72,5 +72,5 @@ def test_a_corpus_may_be_larger_than_memory(kind: str, tmp_path: Path) -> None:
     count, deviation = found.stdout.split()[-2:]
     assert int(count) == {"speech": 635, "vocoder": 608}[kind]
     assert float(deviation) == pytest.approx(1, rel=0.1)
-    kept = max(path.stat().st_size for path in (tmp_path / "cache").glob("*.npy"))
+    kept = max(path.stat().st_size for path in (tmp_path / "cache").rglob("*.npy"))
     assert kept > 2.9 * MARGIN

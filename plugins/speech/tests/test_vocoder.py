@@ -213,7 +213,7 @@ def test_what_is_wrong_with_the_recordings_is_said(
     section = resolved(fsdd).vocoder  # type: ignore[attr-defined]
     with pytest.raises(DataError, match=r"1_ann_1.wav: cannot be decoded"):
         VocoderModality().prepare(section)
-    assert not list((fsdd.parent / "cache").iterdir())
+    assert not [p for p in (fsdd.parent / "cache").rglob("*") if p.is_file()]
 
 
 def test_a_held_out_that_is_no_expression(fsdd: Path) -> None:
