@@ -35,7 +35,7 @@ def pictures(folder: Path, mib: int) -> list[str]:
     for i in range(mib * MIB // (64 * 64 * 3)):
         pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
         Image.fromarray(pixels).resize((64, 64)).save(folder / f"{i:06d}.png", compress_level=1)
-    return ["--modality", "image", "image.data=folder", f"image.path={folder}", "image.width=16"]
+    return ["--modality", "image", "image.data=folder", f"image.path={folder}"]
 
 
 def sounds(folder: Path, seconds: float) -> None:

@@ -445,7 +445,8 @@ def _loaded(name: str, path: Path) -> Parsed | Problem:
                     told = f"{key} holds {array.dtype.name}, neither real numbers nor text"
                     return Problem(name, told)
             return _arrays(name, arrays)
-    except (EOFError, zlib.error, zipfile.BadZipFile, OSError):
+    # RuntimeError: encrypted, or (NotImplementedError) packed in a way that zipfile does not know.
+    except (EOFError, zlib.error, zipfile.BadZipFile, OSError, RuntimeError):
         return Problem(name, "damaged or truncated")
     except MemoryError:
         return Problem(name, "tells of arrays larger than the memory")

@@ -434,6 +434,21 @@ def test_damaged_npz(tmp_path: Path) -> None:
         load(path)
 
 
+@pytest.mark.parametrize("what", ["compression", "encryption"])
+def test_npz_packed_in_an_unknown_way(tmp_path: Path, what: str) -> None:
+    path = saved(tmp_path / "a.npz")
+    raw = bytearray(path.read_bytes())
+    for mark, header in ((b"PK\1\2", 4), (b"PK\3\4", 2)):  # the table's entry, the file's own
+        at = raw.index(mark) + header
+        if what == "compression":
+            raw[at + 6 : at + 8] = struct.pack("<H", 97)
+        else:
+            raw[at + 4] |= 1
+    path.write_bytes(raw)
+    with pytest.raises(DataError, match=r"a\.npz: damaged or truncated"):
+        load(path)
+
+
 def test_a_pickle_with_the_ending_is_not_run(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     path.write_bytes(pickle.dumps(Evil()))
