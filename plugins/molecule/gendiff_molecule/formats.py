@@ -155,7 +155,8 @@ class Reading:
     @property
     def share(self) -> float:
         """Of the bytes, between 0 and 1."""
-        return min(1.0, (self._done + self._stream.tell()) / max(1, sum(self._sizes)))
+        here = 0 if self._stream.closed else self._stream.tell()
+        return min(1.0, (self._done + here) / max(1, sum(self._sizes)))
 
     def __iter__(self) -> Iterator[Item]:
         for (name, path), size in zip(self.files, self._sizes, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import pickle
 import struct
 import zipfile
@@ -17,7 +18,7 @@ from rdkit.Chem import AllChem
 
 from gendiff.errors import DataError
 from gendiff_molecule.checks import place
-from gendiff_molecule.formats import _arrays
+from gendiff_molecule.formats import Problem, Reading, _arrays
 from gendiff_molecule.molecules import Molecules
 from gendiff_molecule.readers import Loaded, read
 
@@ -480,6 +481,22 @@ def test_truncated_gzip(tmp_path: Path) -> None:
     (tmp_path / "b.sdf.gz").write_text("no gzip")
     with pytest.raises(DataError, match="not compressed by gzip"):
         load(tmp_path / "b.sdf.gz")
+
+
+def test_how_far_files_are_read_is_known_at_every_item(tmp_path: Path) -> None:
+    whole = gzip.compress(b"".join(os.urandom(20).hex().encode() + b"\n" for _ in range(2000)))
+    (tmp_path / "a.smi.gz").write_bytes(whole[: len(whole) // 2])
+    write(tmp_path / "b.smi", "C\n" * 20_000)
+    files = Reading([(name, tmp_path / name) for name in ("a.smi.gz", "b.smi", "missing.smi")])
+    found = [(item, files.share) for item in files]
+    shares = [share for item, share in found if not isinstance(item, Problem)]
+    assert shares == sorted(shares)
+    assert shares[0] < 0.3
+    assert 0.5 < shares[-1] <= 1
+    assert [item.reason for item, _ in found if isinstance(item, Problem)] == [
+        "truncated, or not compressed by gzip",
+        "cannot be read: No such file or directory",
+    ]
 
 
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
