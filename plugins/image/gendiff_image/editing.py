@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from gendiff.errors import ConfigError, DataError
-from gendiff_image.data import open_picture, to_unit
+from gendiff_image.folders import open_picture
+from gendiff_image.sets import to_unit
 
 _COLOR = {1: "grey", 3: "rgb"}
 _SLICES = re.compile(r"(-?\d{1,9})?:(-?\d{1,9})?,(-?\d{1,9})?:(-?\d{1,9})?")

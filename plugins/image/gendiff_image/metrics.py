@@ -28,8 +28,8 @@ from gendiff.metrics import joined, one_thread
 from gendiff.modality import Features, Measure
 from gendiff.noise import generator
 from gendiff.spaces import Batch
-from gendiff_image.data import Data
 from gendiff_image.pictures import to_uint8
+from gendiff_image.sets import Data
 
 _VERSION = 2  # of what is cached: grows when the networks' training changes
 _LIMIT = 10_000  # images of a split that are looked at, fewer if they have over

@@ -426,7 +426,7 @@ def test_large_sets_are_not_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     config = ImageConfig(data="folder", path=str(tmp_path / "in"))
     packed = [x for x, _ in items(config, "train")]
     assert list((tmp_path / "cache").rglob("pixels.npy"))
-    monkeypatch.setattr("gendiff_image.data._PACK_BYTES", 0)
+    monkeypatch.setattr("gendiff_image.folders._PACK_BYTES", 0)
     monkeypatch.setenv("GENDIFF_CACHE", str(tmp_path / "other"))
     lazy = [x for x, _ in items(config, "train")]
     assert not list((tmp_path / "other").rglob("pixels.npy"))
@@ -438,7 +438,7 @@ def test_worker_processes_decode_the_same(tmp_path: Path, monkeypatch: pytest.Mo
     (root / "cat" / "bad.png").write_bytes(b"no picture")
     config = ImageConfig(data="folder", path=str(root), size=12, skip_bad=True)
     here, facts = items(config, "train"), image.prepare(config)
-    monkeypatch.setattr("gendiff_image.data._FEW_BYTES", 0)
+    monkeypatch.setattr("gendiff_image.folders._FEW_BYTES", 0)
     monkeypatch.setattr("gendiff.preparing.cores", lambda: 2)
     monkeypatch.setenv("GENDIFF_CACHE", str(tmp_path / "other"))
     there = items(config, "train")

@@ -14,10 +14,10 @@ from PIL import Image
 MARGIN = 32 << 20
 LIMITED = """
 import resource, sys
-import gendiff_image.data
+import gendiff_image.folders
 from gendiff_image.plugin import ImageModality
 
-gendiff_image.data._FEW_BYTES = 1 << 40  # here, where the limit is
+gendiff_image.folders._FEW_BYTES = 1 << 40  # here, where the limit is
 small, large, margin = sys.argv[1:]
 modality = ImageModality()
 

@@ -23,8 +23,9 @@ from gendiff.testing import ExactNetwork, Mixture
 from gendiff.train import Trainer
 from gendiff_image import ImageConfig, ImageModality
 from gendiff_image import metrics as module
-from gendiff_image.data import Data, Split, reference
+from gendiff_image.data import reference
 from gendiff_image.metrics import features, measure
+from gendiff_image.sets import Data, Split
 
 image = ImageModality()
 Figures = dict[str, Measure]
