@@ -289,12 +289,12 @@ from gendiff import distributed
 
 with distributed.joined(torch.device("cpu")) as world:
     dist.barrier()
-    dist.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=3))
+    dist.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=2))
     start = time.monotonic()
     waited = distributed.one_before_the_others(
-        lambda: [time.sleep(0 if world.rank else 8), time.monotonic() - start][1]
+        lambda: [time.sleep(0 if world.rank else 4), time.monotonic() - start][1]
     )
-    print(waited > 7)
+    print(waited > 3)
 """
 
 
