@@ -45,6 +45,7 @@ TAKES = {"train": 24, "test": 6}  # of each word and voice
 VERSION = 5  # of what is cached; a change of its numbers must change it
 ROWS, INDEX = "frames.npy", "index.npz"
 _FEW = 100  # different texts at most in a corpus of words; sentences are not counted
+_FEW_TAKES = 600  # that are spoken in this process, as another takes seconds to start
 _SHOWN = 20  # bad files that are named
 _BY_RULE = ("espeak", "formants")  # what ``auto`` may be
 _TOY = "a formant synthesiser: buzzing vowels and noise, to try the code with"
@@ -122,7 +123,8 @@ def _by_rule(
     ]
     total = sum(takes for _, takes, _, _ in words)
     told, done = Told(), 0
-    for takes in spread(partial(_said, speak, _convention(config)), words):
+    few = len(words) if total <= _FEW_TAKES else 0
+    for takes in spread(partial(_said, speak, _convention(config)), words, few):
         yield from takes
         done += len(takes)
         told("words", done, total)
