@@ -141,7 +141,9 @@ def place_of(error: BaseException) -> str:
     return f"{Path(last.filename).name}:{last.name}"
 
 
-def judged(result: Any, seconds: float, box: surfaces.Box, before: dict[str, int]) -> str | None:
+def judged(
+    result: Any, seconds: float, box: surfaces.Box, before: dict[str, int], args: list[str]
+) -> str | None:
     """What is wrong with how an input ended, or None."""
     if list(box.top.rglob("PWNED")):
         return "code of a file was run"
@@ -166,7 +168,9 @@ def judged(result: Any, seconds: float, box: surfaces.Box, before: dict[str, int
         return f"a line of {max(map(len, errors))} characters"
     if any(not c.isprintable() for line in errors for c in line):
         return "control characters"
-    if after := {k for k, v in listing(box).items() if before.get(k) != v}:
+    asked = [box.work / a.removeprefix("out=") for a in args if a.startswith("out=")]
+    after = {k for k, v in listing(box).items() if before.get(k) != v}
+    if after := {k for k in after if not any(Path(k).is_relative_to(a) for a in asked)}:
         return f"written outside: {sorted(after)[0]}"
     if left := leftovers(box):
         return f"left behind: {re.sub('[0-9a-z_]{8}$|[0-9]{4,}', '…', left[0])}"
@@ -186,7 +190,7 @@ def run_one(surface: str, seed: int, index: int, box: surfaces.Box, pools: Any) 
         result = CliRunner().invoke(main, args)
         signal.setitimer(signal.ITIMER_REAL, 0)
         seconds = time.process_time() - begin
-        wrong = judged(result, seconds, box, before)
+        wrong = judged(result, seconds, box, before, args)
         code, said = result.exit_code, result.stderr
         if isinstance(error := result.exception, Exception):
             said = "".join(traceback.format_exception(error))[-2000:]

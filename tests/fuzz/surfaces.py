@@ -376,11 +376,11 @@ def _restated(path: Path, dice: random.Random, pool: list[Any]) -> None:
     load, dump = (
         (json.loads, json.dumps) if path.suffix == ".json" else (yaml.safe_load, yaml.safe_dump)
     )
-    text = path.read_text()
+    text = path.read_text(errors="replace")  # it may have been damaged before
     try:
         changed = _mutated(load(text), dice, pool)
         path.write_text(dump(changed))
-    except (ValueError, UnicodeError):  # what JSON cannot say
+    except (ValueError, yaml.YAMLError):  # what JSON cannot say, or what was damaged before
         path.write_bytes(hostile.damaged(text.encode(), dice))
 
 
