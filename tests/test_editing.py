@@ -91,7 +91,7 @@ class Correlated:
 @pytest.mark.parametrize("sampler", [DDIM(1.0), DDPM(), Euler(churn=60)], ids=str)
 def test_the_rest_has_its_conditional_law(sampler: DDIM | DDPM | Euler) -> None:
     """One column of a correlated pair is known: the other is N(r y, 1 - r^2)."""
-    count, r, y = 4000, 0.8, 1.5
+    count, r, y = 1500, 0.8, 1.5
     space, schedule = Dense((count, 2)), EDM(sigma_max=20)
     known = torch.tensor([y, torch.nan]).expand(count, 2)
     mask = torch.tensor([True, False]).expand(count, 2)
