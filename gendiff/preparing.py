@@ -19,11 +19,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -102,9 +101,7 @@ def _each(function: Callable[[A], B], items: list[A]) -> list[B]:
 
 def _begun() -> None:
     """What a worker does first."""
-    os.environ["OMP_NUM_THREADS"] = (
-        "1"  # before torch is imported; there is a worker for each core
-    )
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
     if torch := sys.modules.get("torch"):  # a script imports it: a worker runs its imports first
         torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells of it, once
@@ -146,8 +143,10 @@ def written(folder: Path) -> Iterator[Path]:
     try:
         parent.mkdir(parents=True, exist_ok=True)
         for old in parent.glob(f"{_NEW}*"):
-            if time.time() - max(p.stat().st_mtime for p in [old, *old.rglob("*")]) > _ABANDONED:
-                shutil.rmtree(old, ignore_errors=True)
+            with suppress(OSError):  # another process's may get its name at any moment
+                last = max(path.stat().st_mtime for path in [old, *old.rglob("*")])
+                if time.time() - last > _ABANDONED:
+                    shutil.rmtree(old)
         new = Path(tempfile.mkdtemp(prefix=_NEW, dir=parent))
     except OSError as error:
         raise _unwritable(parent, error) from error
@@ -210,12 +209,7 @@ class Rows:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -234,6 +234,24 @@ def test_what_killed_processes_left_is_removed_after_a_day(tmp_path: Path) -> No
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "new-young", "other"]
 
 
+def test_a_folder_that_gets_its_name_meanwhile_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "new-other").mkdir()
+    (tmp_path / "new-other" / "rows.npy").touch()
+    stat = Path.stat
+
+    def renamed(self: Path, **how: bool) -> os.stat_result:
+        if self.name == "rows.npy":
+            raise FileNotFoundError(2, "No such file or directory", str(self))
+        return stat(self, **how)
+
+    monkeypatch.setattr(Path, "stat", renamed)
+    with written(tmp_path / "a"):
+        pass
+    assert (tmp_path / "new-other").is_dir()
+
+
 SLEEPING = """
 import pathlib, sys, time
 from gendiff import cli

@@ -8,9 +8,8 @@ SMILES as bytes one after the other, with their offsets; targets by number, thei
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -52,6 +51,29 @@ class Texts(Sequence[str]):
     def tolist(self) -> list[str]:
         """All of them."""
         return list(self)
+
+
+class Columns(Mapping[str, NDArray[np.float32]]):
+    """Targets by name, each (M,), mapped when it is asked for: each mapping is an open file.
+
+    Args:
+        folder: Where they lie.
+        names: Theirs, in the order of the files' numbers.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self.folder, self.names = folder, names
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        if name not in self.names:
+            raise KeyError(name)
+        return Mapped(self.folder / f"target-{self.names.index(name)}.npy")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 class Writer:
@@ -120,12 +142,7 @@ class Writer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         for rows in (*self._arrays.values(), *self._targets.values()):
             rows.close()
         if kind is None:
@@ -151,7 +168,7 @@ def load(folder: Path) -> Molecules:
         texts if len(texts.letters) else np.empty(0, dtype=str),
         array("bonds"),
         array("bond_offsets"),
-        {name: array(f"target-{i}") for i, name in enumerate(names)},
+        Columns(folder, names),
     )
     ends: list[tuple[Any, Any]] = [
         (found.numbers, found.offsets),

@@ -62,6 +62,19 @@ def test_no_smiles_are_none(tmp_path: Path) -> None:
     assert len(found.bond_offsets) == 0
 
 
+def test_many_targets_are_few_open_files(tmp_path: Path) -> None:
+    many = molecules([1, 2], targets={f"t{i}": [i, 2 * i] for i in range(256)})
+    store.write([many], tmp_path / "a", bonds=False)
+    before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
+    found = store.load(tmp_path / "a")
+    assert found.select([1]).targets["t255"].tolist() == [510]
+    assert len(found.targets) == 256
+    with pytest.raises(KeyError):
+        found.target("t256")
+    if before:
+        assert len(os.listdir("/proc/self/fd")) - before < 10
+
+
 def test_too_many_targets_are_refused(tmp_path: Path) -> None:
     many = molecules([1], targets={f"t{i}": [0.0] for i in range(257)})
     with pytest.raises(DataError, match="more than 256 properties of molecules; 't256'"):
